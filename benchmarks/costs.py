@@ -62,7 +62,7 @@ def cost(job: Job, folder: Path) -> dict[str, Any]:
     def ours() -> None:
         with plain.cast_to(job.precision):
             batch = collate(rows, mismatched=True, packing=True)
-            terms = objective.evaluate_batch(batch)[0].loss.values()
+            terms = objective.compute_batch(batch)[0].loss.values()
         torch.stack([term.total / len(batch) for term in terms]).sum().backward()
 
     def usual() -> None:

@@ -57,7 +57,7 @@ Steps = list[list[Row]]
 
 def planned(run: Run) -> Steps:
     """The rows of each step, in our order."""
-    rows = run.data.rows["train"].rows
+    rows = run.data.rows["train"].table
     return [[rows[i] for i in micro.rows] for micro in run.data.order()]
 
 

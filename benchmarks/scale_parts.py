@@ -19,7 +19,7 @@ def ours(folder: Path, tokenizer: Any) -> Any:
 
     options: dict[str, Any] = {"num_proc": PROCESSES, "cache_dir": folder / "cache", **LENGTHS}
     data = PreferenceDataModule(FeedbackFiles(folder / "feedback.jsonl"), **options)
-    return data.prepare(DataNeeds(view="binary", rows=RowNeeds(mismatched=True)), tokenizer).rows["train"].rows
+    return data.prepare(DataNeeds(view="binary", flags=RowNeeds(mismatched=True)), tokenizer).rows["train"].table
 
 
 def theirs(folder: Path, tokenizer: Any) -> Any:

@@ -49,7 +49,7 @@ def main(files: list[str]) -> None:
     for name, own in (("HH, several turns", longer), ("trees", list(trees(records)))):
         for loss, view in (("DPO", "pairs"), ("KTO", "binary")):
             mismatched = loss == "KTO"
-            made = make_rows(VIEWS[view](own).examples, tokens, mismatched_seed=0 if mismatched else None).rows
+            made = make_rows(VIEWS[view](own).examples, tokens, mismatched_seed=0 if mismatched else None).table
             rows = list(made)
             for together in (2, 8):
                 before = list(batches(rows, made.groups, together))

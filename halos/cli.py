@@ -43,22 +43,22 @@ class Command:
         function: the name of a module in :mod:`halos.commands` and of its function that takes the configuration.
         config: the name of the command's YAML in ``conf/``.
         meaning: what the command does, in a line.
-        run: whether the command has an output folder and may use several devices.
+        has_run_folder: whether the command has an output folder and may use several devices.
     """
 
     function: str
     config: str
     meaning: str
-    run: bool = False
+    has_run_folder: bool = False
 
 
 COMMANDS = {
-    "train": Command("train", "train", "align a model with human feedback", run=True),
+    "train": Command("train", "train", "align a model with human feedback", has_run_folder=True),
     "data": Command("inspect_data", "inspect", "show what is in feedback and what is wrong with it"),
     "advise": Command("advise", "advise", "count feedback and list the losses that fit it"),
     "estimate": Command("estimate", "train", "estimate the memory and time that a run needs on given GPUs"),
     "cache-reference": Command(
-        "cache_reference", "train", "compute the reference's log-probs of a run beforehand", run=True
+        "cache_reference", "train", "compute the reference's log-probs of a run beforehand", has_run_folder=True
     ),
     "sample": Command("sample", "sample", "sample replies of a policy to prompts"),
     "label": Command("label", "label", "have a judge turn replies into feedback"),
@@ -121,8 +121,8 @@ def main_command(name: str) -> None:
         return
     implied = implied_groups(words) if chosen.config == "train" else []
     settings, flags = without_flags([*own_source(words), *implied, *words])
-    swept = chosen.run and bool({"-m", "--multirun"} & set(flags))
-    job = _run_job if chosen.run else _run
+    swept = chosen.has_run_folder and bool({"-m", "--multirun"} & set(flags))
+    job = _hydra_job if chosen.has_run_folder else _call_command
     command = hydra.main(version_base="1.3", config_path=config_folder(), config_name=chosen.config)(job)
 
     def sweep() -> None:
@@ -134,7 +134,7 @@ def main_command(name: str) -> None:
         if swept:
             check_pushed(settings)
             settings.append(named_by_what_is_swept(settings))
-        elif not chosen.run and chosen.config == "train":
+        elif not chosen.has_run_folder and chosen.config == "train":
             settings.insert(0, "hydra.run.dir=.")  # no output folder is made
         sys.argv[1:] = [*settings, *flags]
         (sweep if swept else command)()
@@ -142,7 +142,7 @@ def main_command(name: str) -> None:
     end_with_one_line(checked)
 
 
-def _run_job(cfg: DictConfig) -> float | None:
+def _hydra_job(cfg: DictConfig) -> float | None:
     name = Path(HydraConfig.get().runtime.output_dir).name
     words = ["halos", os.environ.get(COMMAND) or "train", *HydraConfig.get().overrides.task]
     with sweeps.failure_printed(name, line_of), sweeps.job(), called_by(shlex.join(words)):
@@ -169,7 +169,7 @@ def _of_seeds(cfg: DictConfig, seeds: Sequence[int] | None) -> list[DictConfig]:
 def _run_or_rounds(cfg: DictConfig) -> Path:
     # Ranks are processes of their own, also for one job of a sweep: this process goes on to the next job, and it could
     # not leave a process group and join another one.
-    run = partial(on_devices, job=_run)
+    run = partial(on_devices, job=_call_command)
     if cfg.rounds.count != 1 or cfg.get("before"):
         _get_ready(cfg)
         from halos.commands.rounds import run_rounds
@@ -197,13 +197,13 @@ def _place(cfg: DictConfig) -> None:
 
 def _rank_job(config: Path) -> None:
     die_with_parent()
-    _run(cast("DictConfig", OmegaConf.load(config)))
+    _call_command(cast("DictConfig", OmegaConf.load(config)))
 
 
-def _run(cfg: DictConfig) -> None:
+def _call_command(cfg: DictConfig) -> None:
     _get_ready(cfg)
     command = COMMANDS[os.environ.get(COMMAND) or "train"]
-    if command.run:
+    if command.has_run_folder:
         from halos.commands.first_rows import check_first_rows
 
         check_first_rows(cfg)

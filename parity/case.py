@@ -61,7 +61,7 @@ class Case:
         objective.configure_model()
         objective.train()
         batch = collate(rows, mismatched=objective.needs.mismatched, chunks=2, packing=self.packing)
-        output, _ = objective.evaluate_batch(batch)
+        output, _ = objective.compute_batch(batch)
         return measure(loss_of(output), self.backbone.policy)
 
     def compare(self, name: str, ours: Tensor, theirs: Tensor) -> None:

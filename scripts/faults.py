@@ -116,13 +116,13 @@ def start(cfg: DictConfig, ranks: int, log: Path) -> Forked:
             # Lightning reads LOCAL_RANK when it is imported, which was in the process that this one is forked from.
             rank_zero_only.rank = rank  # type: ignore[attr-defined]
             launch.die_with_parent()
-            cli._run(cfg)
+            cli._call_command(cfg)
 
         return Forked(job, log)
 
     def command() -> None:
         launch._start = start_rank  # type: ignore[assignment]
-        launch.run_ranks(cfg, ranks) if ranks > 1 else cli._run(cfg)
+        launch.run_ranks(cfg, ranks) if ranks > 1 else cli._call_command(cfg)
 
     return Forked(command, log, leader=True)
 

@@ -417,7 +417,7 @@ def _check_adapter(base: Any, batch: Batch, folder: Path) -> Targets:
 
 
 def _step(objective: DPO, batch: Batch) -> None:
-    terms = objective.evaluate_batch(batch)[0].loss.values()
+    terms = objective.compute_batch(batch)[0].loss.values()
     torch.stack([term.total / (term.step_count or 1.0) for term in terms]).sum().backward()
     torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.1).step()
 

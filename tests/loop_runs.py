@@ -245,7 +245,7 @@ def evaluate(objective: Objective, batch: Batch) -> Output:
     objective.double()
     policy = objective.backbone.logprobs(batch, with_hidden=objective.needs.hidden)
     reference = objective.backbone.reference_logprobs(batch) if objective.needs.reference else None
-    return objective.outcome(batch, policy, reference)
+    return objective.compute_clamped(batch, policy, reference)
 
 
 def loss_of(output: Output) -> Tensor:

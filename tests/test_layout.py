@@ -100,6 +100,11 @@ def test_imports_run_down_the_layers() -> None:
     assert not wrong
 
 
+def test_the_architecture_page_has_the_layers() -> None:
+    page = (PACKAGE.parent / "docs" / "develop" / "architecture.md").read_text(encoding="utf-8")
+    assert f"From the ground up: {'; '.join(', '.join(layer.split()) for layer in LAYERS)}." in page
+
+
 def test_every_room_has_a_layer() -> None:
     rooms = {name.split(".")[1] for name in modules() if "." in name}
     assert rooms == set(LEVEL)

@@ -41,7 +41,7 @@ def advise(cfg: DictConfig) -> list[str]:
     if not losses:
         say("No loss fits: expected labels of both kinds, pairs, scores, or replies to imitate.")
         return []
-    say("Losses that take these data. Their order is that of the rules, not of merit.")
+    say("Losses that take these data. The order is fixed and is not a ranking.")
     rest = [*_data_words(), *(["model.path=MODEL"] if cfg.data.get("train") else [])]
     for words, reasons in losses.items():
         _show(words, reasons)
@@ -96,14 +96,15 @@ def _noise(facts: Facts) -> Iterator[str]:
     if facts.disputed:
         # Of two answers to one question at least one is wrong.
         share = f"{facts.disputed:,} of {facts.judgements:,} judgements ({facts.disputed / facts.judgements:.1%})"
-        yield f"at least {share} are wrong if one answer is right"
+        yield f"at least {share} are wrong if each question has one right answer"
     if facts.noise is None:
-        votes = "votes are counted, so that how many repeat another is not known"
-        yield votes if facts.repeated is None else "no judgement is repeated, so that contradictions give no bound"
+        votes = "the data have counts of votes, so the number of repeated judgements is not known"
+        yield votes if facts.repeated is None else "no judgement is repeated, so contradictions give no bound"
         return
     low, high = facts.noise_interval
     repeated = f"{facts.disputed:,} of {facts.repeated:,} repeated ones were answered both ways"
-    yield f"{repeated}: each is wrong with probability {facts.noise:.2g} ({low:.2g} to {high:.2g}) if independent"
+    wrong = f"each is wrong with probability {facts.noise:.2g} ({low:.2g} to {high:.2g})"
+    yield f"{repeated}: {wrong} if errors are independent"
 
 
 def _data_words() -> list[str]:

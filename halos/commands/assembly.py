@@ -54,7 +54,10 @@ from halos.training.trainer import make_trainer, validation_interval, warn_if_em
 
 @dataclass(slots=True)
 class Run:
-    """The objects of one run, built before any weights are read or any file is written."""
+    """The objects of one run, built before any weights are read and before the run's own files are written.
+
+    ``cfg`` is completed while they are built: by the template's date, and by the number of validations that sample.
+    """
 
     cfg: DictConfig
     folder: RunFolder
@@ -166,7 +169,7 @@ def _traits(objective: Objective) -> dict[str, bool]:
         DIVERGENCE: objective.needs.divergence,
         SAMPLES: objective.needs.samples,
         SEVERAL_VIEWS: bool(objective.data_needs().views),
-        STEP_LABELS: any(own.rows.step_labels for own in objective.data_needs().each()),
+        STEP_LABELS: any(own.flags.step_labels for own in objective.data_needs().each()),
         GENERATES: objective.generates,
     }
 

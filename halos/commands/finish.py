@@ -111,7 +111,7 @@ def _compare(run: Run, policy: Any, device: torch.device) -> Comparison | None:
     if reward is None or not sampling.size or not run.objective.generates:
         return None
     trained = run.objective.trained
-    # Without a live reference, or with one that has moved, the policy is compared with the model that it started from.
+    # Without a live reference, or with one that has moved, the policy is compared with a fresh one.
     # If the policy is sharded, so is its live reference, and the first process by itself cannot sample from it.
     reference: Any = None if run.cfg.reference_sync.every or trained.sharded else trained.reference
     policy = policy.to(device)  # Lightning has moved everything to the CPU

@@ -56,7 +56,7 @@ def inspect_data(cfg: DictConfig) -> Intake | None:
     }
     if cfg.view is not None:
         steps = cfg.view == "steps"
-        needs = DataNeeds(view="binary" if steps else cfg.view, rows=RowNeeds(step_labels=steps))
+        needs = DataNeeds(view="binary" if steps else cfg.view, flags=RowNeeds(step_labels=steps))
         preparation.derive(intake, needs)
         (examples,) = intake.examples["train"].views
         written = map(example_row, examples)
@@ -66,14 +66,14 @@ def inspect_data(cfg: DictConfig) -> Intake | None:
         tokenizer = build(cfg.model).tokenizer()
         preparation.leave_out_steps(intake, needs, tokenizer)
         rows = preparation.tokenise(intake, needs, tokenizer)["train"]
-        for row in rows.rows[: cfg.show]:
+        for row in rows.table[: cfg.show]:
             show_example(row, tokenizer, ("chosen", "rejected") if cfg.view == "pairs" else ("completion",))
         lengths = rows.lengths
     show_report(intake)
     show_data(intake.reports)
     if cfg.convert:
         count = write_jsonl(Path(cfg.convert), written)
-        console.print(styled(f"{count:,} records → ", (str(cfg.convert), "bold")))
+        console.print(styled(f"{count:,} rows → ", (str(cfg.convert), "bold")))
     if cfg.plot:
         plot_lengths(lengths, Path(cfg.plot))
         console.print(styled("lengths → ", (str(cfg.plot), "bold")))

@@ -6,11 +6,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from halos.config.nodes import build
+from halos.data.layouts.layouts import Layouts
 from halos.data.layouts.propose import as_yaml, propose
 from halos.data.reading.files import Piece
 from halos.data.records.record import Record, messages_of, reply_text
 from halos.data.sources.combined import scores_in_a_row
-from halos.data.sources.feedback_files import FeedbackFiles, Layouts
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.files import write_atomically
 from halos.terminal import console, styled
 

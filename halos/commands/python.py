@@ -46,7 +46,7 @@ def train(
         The contents of ``summary.json``. With several rounds, the summary of the last round.
 
     Raises:
-        ValueError: for a bad configuration, bad data or a bad model, before weights are loaded.
+        ValueError: as :func:`halos.commands.train.train` raises it.
         halos.processes.errors.RunFailed: if the run has several processes and one of them failed.
     """
     arguments = {"loss": loss, "model": model, "data": data, "output_dir": output_dir, "overrides": overrides}

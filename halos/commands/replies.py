@@ -126,7 +126,7 @@ def _lengths(data: PreferenceDataModule, longest: int) -> list[int]:
 
 def _counted_rows(data: PreferenceDataModule) -> list[Row]:
     rows = data.rows.get("val", data.rows.get("train"))
-    table = None if rows is None else rows.rows
+    table = None if rows is None else rows.table
     if isinstance(table, Stored):
         return table.many(np.arange(min(len(table), COUNTED_ROWS)))
     return [data.prepared.example()]
@@ -155,7 +155,7 @@ def validation_plan(trainer: pl.Trainer, data: PreferenceDataModule) -> tuple[in
     validations = validation_steps(trainer, data)
     if not validations:
         return 0, 0, 0.0
-    rows = data.rows["val"].rows
+    rows = data.rows["val"].table
     batches = math.ceil(len(rows) / (data.batch_size * data_ranks(trainer)[1]))
     # Lightning's limit: a number of batches, or a share of them.
     limit = trainer.limit_val_batches

@@ -10,6 +10,7 @@ from halos.commands.builders import build_data, build_objective
 from halos.commands.judge import make_judge
 from halos.config.combinations import check_combinations, values_of
 from halos.config.nodes import build
+from halos.data.preparation.needs import DataNeeds
 from halos.data.records.record import Completion, Record
 from halos.data.views.derive import VIEWS
 from halos.data.views.selection import Selection
@@ -19,7 +20,7 @@ from halos.sampling.engines import Decoding, check_installed
 
 REFERENCES = ("last", "first")
 _EXTREME_SCORE = 1e9
-"""Scores of this size and either sign are on both sides of any threshold, and differ by more than any margin."""
+"""Scores of +1e9 and −1e9 lie on different sides of any threshold, and differ by more than any margin."""
 
 
 def check_rounds(cfg: DictConfig, of_round: Callable[[int], DictConfig]) -> None:
@@ -39,15 +40,16 @@ def check_rounds(cfg: DictConfig, of_round: Callable[[int], DictConfig]) -> None
     check_whole("rounds.count", rounds.count, 1)
     for name, options in (("reference", REFERENCES), ("feedback", KINDS)):
         check_choice(f"rounds.{name}", rounds[name], options)
-    # Each round checks its own configuration too. The rules on rounds need the command's, which says how many follow.
+    # Each round checks its own configuration too. Rules about rounds are checked here, as only the command's
+    # configuration has their number.
     check_combinations(values_of(cfg))
     # All rounds from the second on have the same configuration except for their paths.
     numbers = ([0] if cfg.get("before") else []) + list(range(1, min(rounds.count, 2) + 1))
     objectives = [_objective(of_round(number)) for number in numbers]
     if rounds.count > 1:
         _check_sampling(cfg)
-        _check_feedback(cfg, objectives[-1].view)
-        # Made on the CPU, whatever the rounds' device: here the judge is only checked. It is made again for use.
+        _check_feedback(cfg, objectives[-1].data_needs())
+        # The judge is made only to be checked, so on the CPU; it is made again when it is used.
         source = build_data(cfg.data, seed=cfg.seed).preparation.source
         make_judge(cfg.get("judge"), source, device="cpu", precision="32-true", progress=False)
 
@@ -57,7 +59,7 @@ def _objective(cfg: DictConfig) -> Objective:
     objective = build_objective(cfg, build(cfg.optim))
     if not objective.generates:
         raise ValueError(f"rounds: expected a loss whose policy can be sampled, found {cfg.loss.name}")
-    if any(own.rows.step_labels for own in objective.data_needs().each()):
+    if any(own.flags.step_labels for own in objective.data_needs().each()):
         raise ValueError(
             f"rounds: expected a loss of whole replies, as judges label no steps, found loss={cfg.loss.name}; set "
             "loss.step_labels=false"
@@ -78,8 +80,11 @@ def _check_sampling(cfg: DictConfig) -> None:
         raise ValueError(f"rounds.{error}") from error
 
 
-def _check_feedback(cfg: DictConfig, view: str) -> None:
-    """Derive the loss's view from made-up feedback, the most varied that a judge could give on two prompts."""
+def _check_feedback(cfg: DictConfig, data_needs: DataNeeds) -> None:
+    """Check that the loss's views can be derived from the judge's feedback: derive them from made-up feedback.
+
+    It is as varied as a judge's feedback on two prompts can be.
+    """
     kind, samples, temperature = cfg.rounds.feedback, cfg.rounds.samples, cfg.rounds.temperature
     different = samples if temperature > 0 else 1  # at temperature 0 all samples of a prompt are equal
     if kind == "pairs" and different < 2:
@@ -89,8 +94,8 @@ def _check_feedback(cfg: DictConfig, view: str) -> None:
     # The derivation is that of training, so that rules about views are not repeated here.
     selection: Selection = build(cfg.data.select)
     try:
-        for own in view.split("+"):  # the views of a mixture
-            VIEWS[own](records, selection.prepare(own, records, records))
+        for needs in data_needs.each():
+            VIEWS[needs.form](records, selection.prepare(needs.view, records, records))
     except ValueError as error:
         found = f"{kind} of {different} different completions of each prompt: {error}"
         expected = f"feedback that loss={cfg.loss.name} can learn from"

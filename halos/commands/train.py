@@ -32,7 +32,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         The summary, as in ``summary.json``.
 
     Raises:
-        ValueError: for a bad configuration, bad data or a bad model, before weights are loaded.
+        ValueError: for a bad configuration, bad data or a bad model, before weights are loaded; after the first
+            validation, for a setting that refers to a metric that it does not have.
         halos.processes.signals.Interrupted: if a signal ends the run. It is a ``SystemExit``.
     """
     # path_named: some writers, as TensorBoard's, report a full disk without a file. The error then names the folder.
@@ -103,7 +104,11 @@ def plan(run: Run, start: int | None) -> run_report.RunPlan:
 
 
 def validate_first(run: Run) -> None:
-    """Validate the policy before its first step. The reference pass runs when this validation starts."""
+    """Validate the policy before its first step.
+
+    Lightning then calls ``configure_model``, which loads the models and runs the reference pass. Without validation
+    data this happens in :func:`fit`.
+    """
     if run.checkpoint is not None:
         return
     if "val" in run.data.rows:

@@ -29,7 +29,7 @@ def require_positive(name: str, value: float) -> float:
     return require_between(name, value, 0.0, open_low=True)
 
 
-def require_share(name: str, value: float) -> float:
+def require_fraction(name: str, value: float) -> float:
     """The value as a float, checked to be in [0, 1]; see :func:`require_between`."""
     if not (is_number(value) and 0 <= value <= 1):
         raise ValueError(f"loss.{name}: expected a number in [0, 1], found {value!r}")

@@ -17,7 +17,7 @@ TARGET = "_target_"
 _FLAGS = ("_args_", "_partial_", "_recursive_", "_convert_")
 """Other keys that Hydra acts on. The only one that a run saves is ``_partial_: true``, in the parts of a mixture."""
 PACKAGE = "halos"
-ROLES = {
+NODE_CLASSES = {
     "loss": "halos.objectives.Objective",
     "loss.parts.*": "halos.objectives.Objective",
     "optim": "halos.optim.Optim",
@@ -117,7 +117,7 @@ def _built_nodes(node: object, key: str) -> Iterator[tuple[str, Node]]:
 
 def _role(place: str) -> str | None:
     place = place.removeprefix("before.")
-    for key, role in ROLES.items():
+    for key, role in NODE_CLASSES.items():
         if re.fullmatch(re.escape(key).replace(r"\*", r"[^.\[]+"), place):
             return role
     return None

@@ -77,7 +77,7 @@ def run_config(folder: Path, trust: object = (), trusted: Collection[str] = ()) 
     Args:
         folder: the run's folder.
         trust: modules that the user trusts, besides this package.
-        trusted: models whose own code may run; what the run's configuration allows does not count.
+        trusted: models whose own code may run; the run's own ``trust_remote_code`` is ignored.
 
     Raises:
         ValueError: as :func:`saved_run`, or the configuration names a class that it may not name.

@@ -1,4 +1,9 @@
-"""Human feedback: sources, records, views, token rows, batches and the DataModule."""
+"""Human feedback: sources, records, views, token rows, batches and the DataModule.
+
+Read the packages in this order: ``module``, ``preparation`` (whose ``prepare`` calls the others), ``sources``,
+``reading``, ``layouts``, ``records``, ``views``, ``rows``, ``batches``. ``streaming`` does the same for streams, and
+``store`` keeps tables on disk.
+"""
 
 import lazy_loader
 

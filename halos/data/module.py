@@ -30,7 +30,7 @@ from halos.data.rows.chat_tokens import Limits
 from halos.data.rows.chosen import ChosenRows
 from halos.data.rows.joint_rows import JointRows
 from halos.data.rows.token_rows import Row, TokenRows
-from halos.data.rows.tokenise import Rows
+from halos.data.rows.tokenise import SplitRows
 from halos.data.sources.base import Source
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.sources.file_source import Files
@@ -48,9 +48,10 @@ class PreferenceDataModule(pl.LightningDataModule):
     """Human feedback in batches for an objective.
 
     Under a plain ``Trainer.fit(objective, datamodule=data)`` the data are prepared when the fit begins, because the
-    objective's view and tokenizer are known then. An epoch of the Trainer is a pass over the data; a pass has
-    ⌈examples / examples per step⌉ optimizer steps, and the last one is filled up from the next pass. The data module
-    divides the examples over the ranks itself, so Lightning's ``DistributedSampler`` is switched off.
+    objective's view and tokenizer are known then. An epoch of the Trainer has
+    ⌈examples / examples per step⌉ optimizer steps: it reads every example, and its last step may reach into the next
+    pass over the data. The data module divides the examples over the ranks itself, so Lightning's
+    ``DistributedSampler`` is switched off.
 
     Args:
         source: one or several files in any recognised layout (docs/data.md), or a :class:`halos.data.Source`.
@@ -176,7 +177,7 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     def _prepare(self, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         self.reference = None
-        if needs.rows.last_hidden and self.max_tokens is not None:
+        if needs.flags.last_hidden and self.max_tokens is not None:
             raise ValueError(
                 "data.max_tokens_per_batch: expected a loss on completions' log-probs; this one reads their "
                 "last states, which needs padded rows"
@@ -192,7 +193,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         return self._prepared
 
     @property
-    def rows(self) -> Mapping[str, Rows]:
+    def rows(self) -> Mapping[str, SplitRows]:
         """The token rows of each split."""
         return self.prepared.rows
 
@@ -256,7 +257,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         """The rows that the planned run reads in training and validation, on all ranks."""
         chosen = [(self._train, np.unique(self._indices(self.steps)))]
         if "val" in self.rows:
-            chosen.append((self.rows["val"].rows, np.arange(len(self.rows["val"].rows))))
+            chosen.append((self.rows["val"].table, np.arange(len(self.rows["val"].table))))
         return ChosenRows(chosen)
 
     def _indices(self, steps: int) -> np.ndarray:
@@ -269,7 +270,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         Args:
             division: how the run is divided, for one rank; None: each step is one micro-batch of all ranks' examples.
         """
-        rows, grouped = self._train, self.prepared.needs.rows.grouped
+        rows, grouped = self._train, self.prepared.needs.flags.grouped
         division = division or Division(batch_size=self._plan.per_step, steps=self.steps, seed=self.seed)
         if self._stratified:
             labels = np.full(len(rows), -1) if grouped else rows.labels
@@ -280,7 +281,7 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     @property
     def _train(self) -> TokenRows | JointRows:
-        return self.rows["train"].rows
+        return self.rows["train"].table
 
     # What Lightning calls
 
@@ -360,7 +361,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         """Every validation example once, always in the same batches."""
         if "val" not in self.rows:
             return []
-        rows = self.rows["val"].rows
+        rows = self.rows["val"].table
         order = validation_order(len(rows), self._division())
         return DataLoader(self._batches(rows), sampler=order, batch_size=None, **self._loader_options())
 
@@ -373,8 +374,8 @@ class PreferenceDataModule(pl.LightningDataModule):
         return partial(
             collate,
             chunks=min(self.length_groups, self.batch_size, max_chunks),
-            mismatched=needs.rows.mismatched,
-            last_hidden=needs.rows.last_hidden,
+            mismatched=needs.flags.mismatched,
+            last_hidden=needs.flags.last_hidden,
             packing=self.packing,
             share_prompts=self.share_prompts,
             max_tokens=self.max_tokens,

@@ -131,25 +131,25 @@ def rows(needs: DataNeeds, count: int, prompt: int, completion: int) -> list[Row
     made = []
     for number in range(count):
         # Other first tokens keep prompts and completions apart; the model's vocabulary does not matter here.
-        examples = [ViewRows(v.view, (_row(v, number, prompt, completion),), v.rows.mismatched) for v in views]
+        examples = [ViewRows(v.view, (_row(v, number, prompt, completion),), v.flags.mismatched) for v in views]
         made.append(joint_row(f"{number}", number, examples) if needs.views else examples[0].rows[0])
     return made
 
 
 def _row(needs: DataNeeds, number: int, prompt: int, completion: int) -> Row:
-    branches = 1 + (needs.view == "pairs") + needs.rows.mismatched
+    branches = 1 + (needs.view == "pairs") + needs.flags.mismatched
     # The mismatched completion is another one than those of pairs.
-    starts = [*range(branches - needs.rows.mismatched), *([9] if needs.rows.mismatched else [])]
+    starts = [*range(branches - needs.flags.mismatched), *([9] if needs.flags.mismatched else [])]
     return Row(
         f"{number}#0",
-        number // 2 if needs.rows.grouped else number,
+        number // 2 if needs.flags.grouped else number,
         (number + 1, *(0,) * (prompt - 1)),
         tuple((start, *(0,) * (completion - 1)) for start in starts),
         desirable=number % 2 == 0 if needs.view in ("binary", "scored") else None,
         score=0.25 + 0.5 * (number % 2) if needs.view == "scored" else None,
-        margin=1.0 if needs.rows.margins else None,
-        score_chosen=0.75 if needs.rows.pair_scores else None,
-        score_rejected=0.25 if needs.rows.pair_scores else None,
+        margin=1.0 if needs.flags.margins else None,
+        score_chosen=0.75 if needs.flags.pair_scores else None,
+        score_rejected=0.25 if needs.flags.pair_scores else None,
     )
 
 
@@ -179,8 +179,8 @@ def batch_for(plan: Plan, objective: Objective, prompt: int, completion: int) ->
     needs, batching = objective.data_needs(), plan.batching
     batch = collate(
         rows(needs, batching.examples, prompt, completion),
-        mismatched=needs.rows.mismatched,
-        last_hidden=needs.rows.last_hidden,
+        mismatched=needs.flags.mismatched,
+        last_hidden=needs.flags.last_hidden,
         packing=batching.packing,
         share_prompts=batching.share_prompts,
         max_tokens=batching.max_tokens,

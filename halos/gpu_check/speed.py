@@ -83,7 +83,7 @@ def ours(setting: Setting, attention: str = "pieces") -> Numbers:
 
     def forward() -> Tensor:
         batch = collate(examples, packing=True).pin_memory() if setting.on_gpu else collate(examples, packing=True)
-        output, metrics = objective.evaluate_batch(batch.to(setting.device, non_blocking=True))
+        output, metrics = objective.compute_batch(batch.to(setting.device, non_blocking=True))
         steps.to(setting.device).add(batch, metrics, None)
         return torch.stack([term.total / len(batch) for term in output.loss.values()]).sum()
 

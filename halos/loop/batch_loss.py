@@ -1,4 +1,4 @@
-"""The loss of one micro-batch: log-probs of the backbone, the objective's outcome, and the metrics to log."""
+"""The loss of one micro-batch: log-probs of the backbone, what the objective makes of them, and the metrics to log."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ class BatchLoss(pl.LightningModule, ABC):
 
     def __init__(self, backbone: BackboneSource = None) -> None:
         super().__init__()
-        # Set in make_backbone(), because the weights may not exist before.
+        # Set in set_up_backbone(), because the weights may not exist before.
         self.backbone: Backbone | None = None
         # In a tuple, so that nn.Module does not register the source as a submodule next to `backbone`.
         self._source: tuple[BackboneSource] = (backbone,)
 
     @abstractmethod
-    def outcome(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
+    def compute_clamped(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
         """Return the loss, rewards and metrics of one micro-batch."""
 
     @abstractmethod
     def build(self, hidden_size: int) -> None:
-        """Make modules outside the backbone, given the width of the policy's hidden states."""
+        """See :class:`halos.objectives.base.Objective`."""
 
     @abstractmethod
     def control(self, desirable: bool | None) -> str:
-        """Return the text that ends the prompt of an example with this label."""
+        """See :class:`halos.objectives.base.Objective`."""
 
     @final
-    def make_backbone(self, sharding: Any) -> None:
+    def set_up_backbone(self, sharding: Any) -> None:
         """Make the backbone, divided by the strategy's sharding if there is one, and the modules outside it."""
         self.backbone = backbone = self.source.make(reference=self.needs.reference, sharding=sharding)
         backbone.control = self.control(True)
@@ -92,7 +92,7 @@ class BatchLoss(pl.LightningModule, ABC):
         self._source = (source,)
 
     @final
-    def evaluate_batch(self, batch: Batch) -> tuple[Output, dict[str, Mean]]:
+    def compute_batch(self, batch: Batch) -> tuple[Output, dict[str, Mean]]:
         """The loss's output for one micro-batch, and all metrics to log: loss terms, feedback, the loss's own."""
         hidden, diverge = self.needs.hidden or self.needs.divergence, self.needs.divergence
         policy = self.trained.logprobs(batch, with_hidden=hidden, with_statistics=True, with_load=True)
@@ -101,7 +101,7 @@ class BatchLoss(pl.LightningModule, ABC):
             policy.divergence = self.trained.divergence(policy, reference)
         if self.needs.log_collision and policy.statistics is not None:
             policy.log_collision = policy.statistics[..., self.trained.statistics.index(LOG_COLLISION)]
-        output = self.outcome(batch, policy, reference)
+        output = self.compute_clamped(batch, policy, reference)
         if policy.load is not None and self.trained.router_loss is not None:
             term, router_loss = self.trained.router_loss.terms(policy.load, batch)
             output.loss = {**output.loss, "router": term}

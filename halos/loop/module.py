@@ -42,7 +42,10 @@ class LoopOptions(TypedDict, total=False):
 
 
 class TrainingLoop(BatchLoss):
-    """Trains a :class:`Backbone` on the loss that :meth:`outcome` returns.
+    """Trains a :class:`Backbone` on the loss that :meth:`compute_clamped` returns.
+
+    For a micro-batch, ``training_step`` calls ``compute_batch`` (log-probs), which calls ``compute_clamped``
+    (humanline), which calls ``compute`` in the file of the loss.
 
     Metrics stay on the device until a step is logged (every ``log_every_n_steps``), a checkpoint is due or training
     ends, so that the host does not wait in every step. Only then a loss that is not finite is noticed, unless
@@ -87,13 +90,13 @@ class TrainingLoop(BatchLoss):
 
     @abstractmethod
     def see_labels(self, desirable: float, undesirable: float) -> None:
-        """Take the numbers of desirable and undesirable training completions by weight, before the first step."""
+        """See :class:`halos.objectives.base.Objective`."""
 
     @abstractmethod
     def end_step(self) -> None:
-        """Called after each optimizer step."""
+        """See :class:`halos.objectives.base.Objective`."""
 
-    # The hooks that Lightning calls, in the order of its calls
+    # The hooks that Lightning calls, in the order in which they end
 
     @final
     def setup(self, stage: str) -> None:
@@ -122,7 +125,7 @@ class TrainingLoop(BatchLoss):
         # CPU's.
         with torch.device("cpu"):
             if self.backbone is None:
-                self.make_backbone(sharding)
+                self.set_up_backbone(sharding)
             if not isinstance(data, PreferenceDataModule):
                 return
             backbone = self.trained
@@ -155,7 +158,7 @@ class TrainingLoop(BatchLoss):
 
     @final
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        output, metrics = self.evaluate_batch(batch)
+        output, metrics = self.compute_batch(batch)
         rewards = None if output.rewards is None else labelled(batch.view(output.view), output.rewards)
         self._steps.add(batch, metrics, rewards)
         # Lightning divides by the number of micro-batches and DDP by the number of ranks. The terms are already
@@ -208,6 +211,7 @@ class TrainingLoop(BatchLoss):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], object] | None = None,
     ) -> None:
+        # Runs the closure: training_step, the backward pass, on_before_optimizer_step, configure_gradient_clipping.
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # Lightning frees the gradients after the next forward pass. Freed here, they leave room for its activations.
         optimizer.zero_grad(set_to_none=True)
@@ -220,7 +224,7 @@ class TrainingLoop(BatchLoss):
 
     @final
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        output, metrics = self.evaluate_batch(batch)
+        output, metrics = self.compute_batch(batch)
         self._validation.add(batch, output, metrics)
 
     @final

@@ -1,4 +1,7 @@
-"""The reference pass: log π_ref of every completion that a run reads, computed once before its first step."""
+"""The Trainer's side of the reference pass: device, precision, progress and cache key.
+
+:mod:`halos.policy.reference.precompute` computes the log-probs.
+"""
 
 from __future__ import annotations
 

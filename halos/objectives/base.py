@@ -38,7 +38,10 @@ class Objective(TrainingLoop):
     """
 
     view: str
-    """The form of feedback that the loss takes: ``demonstrations``, ``binary``, ``pairs`` or ``scored``."""
+    """The form of feedback that the loss takes: ``demonstrations``, ``binary``, ``pairs`` or ``scored``.
+
+    A mixture of several views joins their names with ``+``.
+    """
     paper: ClassVar[tuple[str, str] | None] = None
     """Title and address of the paper that the loss is from, for the model card."""
     generates: bool = True
@@ -85,10 +88,10 @@ class Objective(TrainingLoop):
     @final
     def view_needs(self, view: str, needs: Needs) -> DataNeeds:
         """Return what the data module has to prepare for a loss of one view with these needs."""
-        return DataNeeds(view=view, rows=needs, control=self.control)
+        return DataNeeds(view=view, flags=needs, control=self.control)
 
     @final
-    def outcome(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
+    def compute_clamped(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
         """Call :meth:`compute`, on clamped log-probs if ``humanline`` is set; rewards are never clamped."""
         if self.humanline is None or reference is None:
             return self.compute(batch, policy, reference)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from halos.config.parameters import require_between, require_positive, require_share
+from halos.config.parameters import require_between, require_fraction, require_positive
 from halos.loop.policy_weights import PolicyWeights
 from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Objective, Output
 
@@ -61,13 +61,14 @@ class DPO(Objective):
 
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
-        beta: β, above 0.
+        beta: β, the strength of the KL constraint, above 0.
         label_smoothing: ε in [0, 1/2). Above 0 the loss is cDPO's.
-        length_normalised: divide log-probs by the number of tokens; β then has to be larger by about that factor.
-        tail_weight: LD-DPO's α in [0, 1]; 1 counts all tokens alike.
-        length_penalty: R-DPO's α, in units of the reward for each token, 0 or more.
-        margin_weight: κ, 0 or more. Above 0 each pair of the data needs a margin.
-        policy_weights: weight pairs as WPO does.
+        length_normalised: divide log-probs by the number of tokens; β then has to be larger by about that number.
+        tail_weight: the weight of tokens beyond the length of the pair's shorter completion, in [0, 1] (LD-DPO's α).
+        length_penalty: α of R-DPO's Δ = −α(|y_w| − |y_l|), in units of reward per token, 0 or more.
+        margin_weight: κ of ODPO's Δ = κ m, where m is the pair's margin in the data; 0 or more. Above 0 each pair
+            needs a margin.
+        policy_weights: weight each pair's loss by how probable its completions are under the policy (WPO).
 
     Raises:
         ValueError: naming the key of a value out of range.
@@ -96,7 +97,7 @@ class DPO(Objective):
         self.beta = require_positive("beta", beta)
         self.label_smoothing = require_between("label_smoothing", label_smoothing, 0.0, 0.5)
         self.length_normalised = length_normalised
-        self.tail_weight = require_share("tail_weight", tail_weight)
+        self.tail_weight = require_fraction("tail_weight", tail_weight)
         self.length_penalty = require_between("length_penalty", length_penalty, 0.0)
         self.margin_weight = require_between("margin_weight", margin_weight, 0.0)
         self.policy_weights = PolicyWeights() if policy_weights else None

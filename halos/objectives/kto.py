@@ -112,7 +112,8 @@ class KTO(Objective):
         clamp_reference_point: take the maximum of z₀ and 0, as the paper does. Without a reference, z₀ is not clamped.
         reference_free: use no reference; rewards are then β log π_θ(y|x).
         step_labels: learn also from labelled steps of replies (Step-KTO). Each labelled step is an example: the steps
-            before it belong to its prompt, and its weight is 1 / (labelled steps of its reply).
+            before it are context that is not scored, and its weight is that of its record, divided by the number of
+            labelled steps of its reply.
 
     Raises:
         ValueError: a value is out of range (the error names its key), or a combination of values has no meaning.

@@ -102,8 +102,8 @@ class Mix(Objective):
         for name, part in self._named_parts():
             own = batch.view(self._places[name])
             log_ref = reference.of(own) if part.needs.reference and reference is not None else None
-            # outcome(), not compute(): a part with a reference applies humanline's clamp itself.
-            output = part.outcome(own, policy.of(own), log_ref)
+            # compute_clamped(), not compute(): a part with a reference applies humanline's clamp itself.
+            output = part.compute_clamped(own, policy.of(own), log_ref)
             for term, mean in output.loss.items():
                 # A part's only term is named after the part. Weights scale the total of a mean and leave its counts.
                 key = name if len(output.loss) == 1 else f"{name}/{term}"

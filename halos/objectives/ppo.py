@@ -7,7 +7,7 @@ from typing import NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from halos.config.parameters import require_between, require_positive, require_share
+from halos.config.parameters import require_between, require_fraction, require_positive
 from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
 from halos.policy.heads import ValueHead
 from halos.processes.collectives import all_sum
@@ -166,8 +166,8 @@ class PPO(Objective):
         super().__init__(backbone, **options)
         self.beta = require_between("beta", beta, 0.0)
         self.clip_range = require_between("clip_range", clip_range, 0.0, 1.0, open_low=True)
-        self.gamma = require_share("gamma", gamma)
-        self.lam = require_share("lam", lam)
+        self.gamma = require_fraction("gamma", gamma)
+        self.lam = require_fraction("lam", lam)
         self.critic_coefficient = require_between("critic_coefficient", critic_coefficient, 0.0)
         self.own_clip = require_positive("critic_clip", critic_clip)
 

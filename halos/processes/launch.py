@@ -40,7 +40,9 @@ GRACE = 4.0
 
 
 def ranks_to_start(cfg: DictConfig) -> int:
-    """Return how many processes to start on this machine; 0 for one device, or if they have been started already.
+    """Return how many processes the run has on this machine.
+
+    0 with ``strategy=auto``, and where torchrun, SLURM or the user has started them.
 
     Raises:
         ValueError: this machine has fewer GPUs than the run is to use.

@@ -18,8 +18,8 @@ from rich.table import Table
 
 from halos.data.preparation.hygiene import Finding
 from halos.data.preparation.intake import Intake
+from halos.data.records.adapted import NOTED, FileCounts
 from halos.data.rows.token_rows import Row
-from halos.data.sources.adapted import NOTED, FileCounts
 from halos.files import write_atomically
 from halos.processes.first import first_process_only, on_first_process
 from halos.terminal import console, styled

@@ -84,7 +84,7 @@ def compare(
 
     Args:
         policy: the trained model; its prompts end with the control token for "desirable", where there is one.
-        reference: the model that it started from; its prompts have no control token.
+        reference: the model to compare with; its prompts have no control token.
         tokens: turns prompts into token ids and completions into text.
         true_reward: the true reward, which also has the held-out prompts.
         size: the number of prompts.

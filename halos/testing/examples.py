@@ -127,7 +127,7 @@ def _tiny_records(views: Sequence[DataNeeds], count: int, labels: Sequence[bool]
     others = _tiny_rows("pairs", count, None, mismatched=False, seed=1)
     records = []
     for row, other in zip(base, others, strict=True):
-        of_views = [ViewRows(needs.view, _of_record(row, other, needs), needs.rows.mismatched) for needs in views]
+        of_views = [ViewRows(needs.view, _of_record(row, other, needs), needs.flags.mismatched) for needs in views]
         record = joint_row(row.id, row.group, of_views)
         records.append(replace(record, desirable=row.desirable))
     return records
@@ -146,7 +146,7 @@ def _of_record(row: Row, other: Row, needs: DataNeeds) -> tuple[Row, ...]:
         elif needs.view == "scored":
             scores = [2.0, -1.0] if row.score is None else [row.score]
             examples = [replace(one, score=score) for one, score in zip(examples, scores, strict=True)]
-    if needs.rows.mismatched:
+    if needs.flags.mismatched:
         examples = [replace(one, branches=(*one.branches, other.branches[k % 2])) for k, one in enumerate(examples)]
     return tuple(replace(one, id=f"{row.id}#{k}") for k, one in enumerate(examples))
 
@@ -259,7 +259,7 @@ def loss_of(output: Output) -> Tensor:
 
 def evaluate(objective: Objective, inputs: Inputs) -> Result:
     """Loss, gradients and metrics of one micro-batch."""
-    # compute(), not outcome(): the kit checks the loss itself, without humanline's clamp.
+    # compute(), not compute_clamped(): the kit checks the loss itself, without humanline's clamp.
     output = objective.compute(inputs.batch, inputs.policy, inputs.reference)
     loss, tokens = loss_of(output), inputs.policy.tokens
     (gradient,) = torch.autograd.grad(loss, [tokens], allow_unused=True) if loss.requires_grad else (None,)

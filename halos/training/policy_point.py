@@ -51,7 +51,7 @@ class PolicyPoint(PointRefresh):
 
 def _prompts(data: PreferenceDataModule, count: int, rng: random.Random) -> list[Ids]:
     # Token ids, as the policy reads them in training.
-    rows = None if data.streams else data.rows["train"].rows
+    rows = None if data.streams else data.rows["train"].table
     if isinstance(rows, Stored):
         return [row.prompt for row in rows.many(np.array(rng.choices(range(len(rows)), k=count)))]
     tokens = data.preparation.tokens(data.prepared.tokenizer)

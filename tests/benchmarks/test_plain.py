@@ -28,7 +28,7 @@ def test_loss_and_gradient_are_those_of_ours(name: str, make: type, seed: int) -
     policy, reference = deepcopy(backbone.policy), deepcopy(backbone.reference)
     objective = make(backbone)
     objective.configure_model()
-    ours = loss_of(objective.evaluate_batch(collate(rows, mismatched=objective.needs.mismatched, packing=True))[0])
+    ours = loss_of(objective.compute_batch(collate(rows, mismatched=objective.needs.mismatched, packing=True))[0])
     ours.backward()
     theirs = plain.loss_of(name)(policy, reference, rows)
     theirs.backward()

@@ -116,8 +116,8 @@ def test_a_reason_is_given_once_for_each_rule_with_the_same_words() -> None:
 def test_contradictions_are_a_bound_and_an_estimate_of_noise() -> None:
     lines = dict(described(CASES["disputed pairs"]))
     assert lines["noise"] == (
-        "at least 2 of 9 judgements (22.2%) are wrong if one answer is right; 2 of 8 repeated ones were answered both "
-        "ways: each is wrong with probability 0.15 (0.037 to 0.5) if independent"
+        "at least 2 of 9 judgements (22.2%) are wrong if each question has one right answer; 2 of 8 repeated ones "
+        "were answered both ways: each is wrong with probability 0.15 (0.037 to 0.5) if errors are independent"
     )
     assert dict(described(CASES["pairs"]))["noise"].startswith("no judgement is repeated")
 

@@ -25,7 +25,7 @@ def test_a_conditioned_model_trained_on_is_conditioned_once(tmp_path: Path) -> N
     cfg = compose(*QUICK, "loss=csft", f"model.path={first / 'model'}", f"output_dir={tmp_path / 'second'}")
     prepared = halos.commands.assembly.assemble(cfg)
     controls: Any = prepared.tokens.tokenizer.convert_tokens_to_ids([GOOD, BAD])
-    for row in prepared.data.rows["train"].rows:
+    for row in prepared.data.rows["train"].table:
         assert [token for token in row.prompt if token in controls] == [controls[0 if row.desirable else 1]]
 
 

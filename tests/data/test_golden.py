@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from halos.data.records.adapted import FileCounts
 from halos.data.records.record import Completion, Message, Record
-from halos.data.sources.adapted import FileCounts
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.sources.file_source import FileSource
 from halos.data.sources.hh import HHSource

@@ -44,7 +44,7 @@ def record(n: int, *, prompt: str = "", desirable: bool | None = None) -> Record
 def module(count: int = 10, view: str = "binary", *, val: int | None = None, **options: Any) -> PreferenceDataModule:
     held = None if val is None else [record(n) for n in range(100, 100 + val)]
     made = PreferenceDataModule(Listed([record(n) for n in range(count)], held), **{"max_length": 200, **options})
-    made.prepare(DataNeeds(view=view, rows=RowNeeds(mismatched=view == "binary")), tiny.word_tokenizer(tiny.CHATML))
+    made.prepare(DataNeeds(view=view, flags=RowNeeds(mismatched=view == "binary")), tiny.word_tokenizer(tiny.CHATML))
     return made
 
 
@@ -61,7 +61,7 @@ def test_examples_of_one_prompt_meet_in_a_step_where_that_is_asked_for() -> None
 
     def cut(grouped: bool) -> int:
         made = PreferenceDataModule(Listed(records), max_length=200, batch_size=8)
-        made.prepare(DataNeeds(view="scored", rows=RowNeeds(grouped=grouped)), tiny.word_tokenizer(tiny.CHATML))
+        made.prepare(DataNeeds(view="scored", flags=RowNeeds(grouped=grouped)), tiny.word_tokenizer(tiny.CHATML))
         attach(made)
         made.plan(epochs=2, max_steps=-1, accumulate=1, world_size=1)
         batches = list(made.train_dataloader())
@@ -94,7 +94,7 @@ def test_turns_of_one_conversation_are_drawn_together() -> None:
 @pytest.mark.parametrize("whole", [True, False])
 def test_completions_are_fed_whole_where_that_is_asked_for(whole: bool) -> None:
     made = PreferenceDataModule(Listed([record(n) for n in range(4)]), max_length=200, batch_size=4)
-    made.prepare(DataNeeds(view="binary", rows=RowNeeds(last_hidden=whole)), tiny.word_tokenizer(tiny.CHATML))
+    made.prepare(DataNeeds(view="binary", flags=RowNeeds(last_hidden=whole)), tiny.word_tokenizer(tiny.CHATML))
     attach(made)
     made.plan(epochs=1, max_steps=-1, accumulate=1, world_size=1)
     (batch,) = made.train_dataloader()
@@ -136,7 +136,7 @@ def test_a_run_without_steps_is_refused(epochs: int | None, max_steps: int) -> N
 def test_tokens_are_those_of_the_batches_that_are_read(accumulate: int, world_size: int) -> None:
     made = module(7, batch_size=2)
     made.plan(epochs=3, max_steps=-1, accumulate=accumulate, world_size=world_size)
-    rows = {row.id: sum(len(row.prompt + branch) for branch in row.branches) for row in made.rows["train"].rows}
+    rows = {row.id: sum(len(row.prompt + branch) for branch in row.branches) for row in made.rows["train"].table}
     for steps in (0, 1, made.steps):
         made._plan = replace(made._plan, steps=steps)
         read = 0
@@ -154,11 +154,11 @@ def test_tokens_are_those_of_the_batches_that_are_read(accumulate: int, world_si
 
 def test_at_most_so_many_examples_are_kept_the_same_ones_for_a_seed_and_in_their_order() -> None:
     def kept(**options: Any) -> list[str]:
-        return [row.id for row in module(20, val=20, max_examples=6, **options).rows["train"].rows]
+        return [row.id for row in module(20, val=20, max_examples=6, **options).rows["train"].table]
 
     chosen = kept(seed=1)
     assert chosen == kept(seed=1) == sorted(chosen, key=lambda name: int(name[2:-2]))
-    assert set(chosen) < {row.id for row in module(20).rows["train"].rows}
+    assert set(chosen) < {row.id for row in module(20).rows["train"].table}
     assert len(set(chosen)) == 6
     assert chosen != kept(seed=2)
 
@@ -268,7 +268,7 @@ def test_every_pass_sees_each_example_once_in_another_order() -> None:
     made = module(10, batch_size=5)
     made.plan(epochs=2, max_steps=-1, accumulate=1, world_size=1)
     seen = stream(made)
-    assert sorted(seen[:10]) == sorted(seen[10:]) == sorted({row.id for row in made.rows["train"].rows})
+    assert sorted(seen[:10]) == sorted(seen[10:]) == sorted({row.id for row in made.rows["train"].table})
     assert seen[:10] != seen[10:]
     assert stream(made) == seen
     other = module(10, batch_size=5, seed=1)
@@ -309,7 +309,7 @@ def test_parts_need_packed_rows() -> None:
         module(packing=False, max_tokens_per_batch=100)
     made = PreferenceDataModule(Listed([record(n) for n in range(4)]), max_length=200, max_tokens_per_batch=100)
     with pytest.raises(ValueError, match=r"data\.max_tokens_per_batch: expected a loss on completions' log-probs"):
-        made.prepare(DataNeeds(view="binary", rows=RowNeeds(last_hidden=True)), tiny.word_tokenizer(tiny.CHATML))
+        made.prepare(DataNeeds(view="binary", flags=RowNeeds(last_hidden=True)), tiny.word_tokenizer(tiny.CHATML))
 
 
 def test_validation_serves_every_example_once_always_alike() -> None:
@@ -320,7 +320,7 @@ def test_validation_serves_every_example_once_always_alike() -> None:
         loader = made.val_dataloader()
         assert ids(loader) == ids(loader)
         shares.append(ids(loader))
-    assert sorted(shares[0] + shares[1]) == sorted(row.id for row in made.rows["val"].rows)
+    assert sorted(shares[0] + shares[1]) == sorted(row.id for row in made.rows["val"].table)
 
 
 def test_a_module_without_a_trainer_says_so() -> None:
@@ -375,7 +375,7 @@ def test_fewer_validation_examples_than_devices_are_refused_when_steps_are_plann
 
 def test_the_longest_sequence_is_known() -> None:
     made = module(10, val=5)
-    rows = [row for split in made.rows.values() for row in split.rows]
+    rows = [row for split in made.rows.values() for row in split.table]
     assert made.prepared.longest() == max(len(row.prompt) + len(branch) for row in rows for branch in row.branches)
 
 

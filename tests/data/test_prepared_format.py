@@ -79,7 +79,7 @@ def tables() -> Iterator[tuple[str, str]]:
             except ValueError:  # this format has nothing for the view
                 continue
             yield f"{name}: {view}", digest_of_view(records, view)
-            rows = make_rows(list(examples), tokens).rows
+            rows = make_rows(list(examples), tokens).table
             assert isinstance(rows, TokenRows)
             yield f"{name}: token rows of {view}", digest_of(rows.table)
 

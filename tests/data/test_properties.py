@@ -103,7 +103,7 @@ def test_scored_tokens_are_the_completion_and_its_end_and_no_prompt(name: str, r
         examples = VIEWS[view]([record]).examples
     except ValueError:
         return  # this record has nothing for this view
-    rows = make_rows(examples, tokens).rows
+    rows = make_rows(examples, tokens).table
     end = tokenizer.convert_ids_to_tokens(tokens.end_of_turn)
     for example, row in zip(examples, rows, strict=True):
         alone = tokens.prompt(example.prompt)
@@ -123,7 +123,7 @@ def test_truncation_is_counted_and_never_empties(name: str, record: Record, long
     examples = VIEWS["pairs"]([record]).examples
     made = make_rows(examples, tokens, origin=lambda _: "f")
     cut = {"prompts truncated": 0, "completions truncated": 0}
-    for example, row in zip(examples, made.rows, strict=True):
+    for example, row in zip(examples, made.table, strict=True):
         whole = tokens.prompt(example.prompt)
         assert 0 < len(row.prompt) <= (tokens.limits.max_prompt_length or 0)
         assert row.prompt[-1] == whole[-1], "a prompt keeps its end"

@@ -104,7 +104,7 @@ def test_earlier_turns_have_the_weight_of_their_conversation() -> None:
 
 
 def rows_of(view: str, records: Sequence[Record]) -> list[Row]:
-    return list(make_rows(VIEWS[view](records).examples, TOKENS).rows)
+    return list(make_rows(VIEWS[view](records).examples, TOKENS).table)
 
 
 def test_rows_have_weights_margins_and_scores() -> None:
@@ -123,7 +123,7 @@ def test_rows_made_in_memory_are_the_same(view: str) -> None:
 
 @pytest.mark.parametrize("other", [replace(PREFERRED, weight=2.0), replace(PREFERRED, margin=0.5)])
 def test_the_key_of_rows_changes_with_weights_and_margins(other: Record) -> None:
-    keys = {make_rows(VIEWS["pairs"]([record]).examples, TOKENS).rows.digest() for record in (PREFERRED, other)}
+    keys = {make_rows(VIEWS["pairs"]([record]).examples, TOKENS).table.digest() for record in (PREFERRED, other)}
     assert len(keys) == 2
 
 

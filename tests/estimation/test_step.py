@@ -114,7 +114,7 @@ def test_rows_have_the_lengths_that_are_asked_for_and_share_nothing(kind: type[O
     made = rows(needs, 3, 7, 5)
     assert all(len(row.prompt) == 7 and {len(branch) for branch in row.branches} == {5} for row in made)
     branches = 1 + (kind is DPO)
-    (first, *_) = collate(made, packing=True, mismatched=needs.rows.mismatched).packs
+    (first, *_) = collate(made, packing=True, mismatched=needs.flags.mismatched).packs
     assert len(first.input_ids) == 3 * (7 + 4 * branches)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from halos.data.layouts.layouts import to_record
 from halos.data.records.record import Completion, Conversation, Message, Record
-from halos.data.sources.feedback_files import to_record
 from halos.judges.base import CompletionJudge, PromptCompletion
 from halos.judges.labels import label
 from halos.judges.truth import TruthJudge

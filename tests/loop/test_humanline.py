@@ -30,7 +30,7 @@ def clamped_sums() -> list[tuple[float, float]]:
 
 def test_the_loss_is_that_of_clamped_token_log_ratios() -> None:
     batch, policy, reference = pairs()
-    output = DPO(beta=0.5, humanline=CLAMP).outcome(batch, policy, reference)
+    output = DPO(beta=0.5, humanline=CLAMP).compute_clamped(batch, policy, reference)
     chosen, rejected = columns(clamped_sums())
     zero = torch.zeros_like(chosen)
     term = output.loss["dpo"]
@@ -42,8 +42,8 @@ def test_the_loss_is_that_of_clamped_token_log_ratios() -> None:
 
 def test_rewards_stay_unclamped() -> None:
     batch, policy, reference = pairs()
-    plain = DPO(beta=0.5).outcome(batch, policy, reference)
-    clamped = DPO(beta=0.5, humanline=CLAMP).outcome(batch, policy, reference)
+    plain = DPO(beta=0.5).compute_clamped(batch, policy, reference)
+    clamped = DPO(beta=0.5, humanline=CLAMP).compute_clamped(batch, policy, reference)
     assert clamped.rewards is not None
     assert plain.rewards is not None
     assert torch.equal(clamped.rewards, plain.rewards)

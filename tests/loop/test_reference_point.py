@@ -254,7 +254,7 @@ def test_the_divergence_is_that_of_the_whole_distributions(head_chunk: int | Non
         expected = (p * (p / q).log()).sum(-1).detach()
         torch.testing.assert_close(found[number, 0, : stop - start], expected, rtol=1e-9, atol=1e-12)
         assert (expected > 1e-3).all()
-    output, metrics = objective.evaluate_batch(batch)
+    output, metrics = objective.compute_batch(batch)
     total = found.sum() / 3
     assert float(metrics["z0"].total / metrics["z0"].count) == pytest.approx(float(total), rel=1e-12)
     assert output.rewards is not None

@@ -28,7 +28,7 @@ def test_every_objective_has_it_as_a_term_of_its_loss(kind: type[Objective]) -> 
     for objective in (with_it, without):
         objective.configure_model()
         objective.see_labels(3, 3)
-    (output, metrics), (plain, _) = (o.evaluate_batch(batch_of(kind, rows)) for o in (with_it, without))
+    (output, metrics), (plain, _) = (o.compute_batch(batch_of(kind, rows)) for o in (with_it, without))
     assert {*output.loss} == {*plain.loss, "router"}
     for name, term in plain.loss.items():
         assert torch.equal(output.loss[name].total, term.total)
@@ -45,7 +45,7 @@ def test_weights_that_are_all_equal_change_nothing() -> None:
     for weight in (1.0, 2.0):
         objective = mixture()
         objective.configure_model()
-        output, metrics = objective.evaluate_batch(batch_of(DPO, [replace(row, weight=weight) for row in rows]))
+        output, metrics = objective.compute_batch(batch_of(DPO, [replace(row, weight=weight) for row in rows]))
         term, logged = output.loss["router"], metrics["router_loss"]
         terms.append((float(term.total) / float(term.step_count or 0), float(logged.total) / float(logged.count)))
     assert terms[0] == pytest.approx(terms[1], rel=1e-6)

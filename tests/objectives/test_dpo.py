@@ -195,7 +195,7 @@ def test_the_run_gives_wpo_the_statistic_that_it_needs() -> None:
     """Against all probabilities of a plain forward, one completion at a time."""
     objective, rows = objective_of(DPO, policy_weights=True), rows_for(DPO, 3)
     objective.configure_model()
-    output, metrics = objective.evaluate_batch(batch_of(objective, rows))
+    output, metrics = objective.compute_batch(batch_of(objective, rows))
     weights = []
     for row in rows:
         weight = 1.0

@@ -49,7 +49,7 @@ def uneven(objective: Objective) -> list[Row]:
 
 def stepped(objective: Objective, batch: Batch) -> tuple[Tensor, Gradients]:
     """The loss, and the gradients of the policy."""
-    loss = loss_of(objective.evaluate_batch(batch)[0])
+    loss = loss_of(objective.compute_batch(batch)[0])
     loss.backward()
     return loss.detach(), {n: p.grad for n, p in objective.trained.policy.named_parameters() if p.grad is not None}
 
@@ -101,10 +101,10 @@ def test_parts_read_the_log_probs_of_one_forward(chunks: int) -> None:
     rows = uneven(objective)
     batch = collate(rows, chunks=chunks)
     policy, reference = objective.trained.logprobs(batch), objective.trained.reference_logprobs(batch)
-    output = objective.outcome(batch, policy, reference)
+    output = objective.compute_clamped(batch, policy, reference)
     for name, part in objective.parts.items():  # type: ignore[operator]
         view = batch.views[["binary", "pairs"].index(part.view)]
-        own = part.outcome(view, policy.of(view), reference.of(view)).loss[name]
+        own = part.compute_clamped(view, policy.of(view), reference.of(view)).loss[name]
         weighted = output.loss[name]
         assert float(weighted.total) == KTO_DPO["weights"][name] * float(own.total)
         assert weighted.step_count == len(view) == view.step.examples
@@ -204,7 +204,7 @@ def test_every_loss_takes_a_step_without_an_example_of_its_view(kind: type[Objec
         if any(view.rows for view in views):
             rows.append(joint_row(row.id, row.group, views))
     for packing in (False, True):
-        output, metrics = objective.evaluate_batch(collate(rows, packing=packing))
+        output, metrics = objective.compute_batch(collate(rows, packing=packing))
         mine = {name: mean for name, mean in output.loss.items() if name.startswith("own")}
         assert mine
         assert {float(mean.of_step) for mean in mine.values()} == {0.0}
@@ -229,7 +229,7 @@ def test_rewards_are_those_of_the_first_part_that_has_any() -> None:
     for parameters, kinds in ((KTO_SFT, 1), (KTO_DPO, 1), (THREE, 2)):
         objective = made(parameters)
         batch = collate(tiny_rows(objective, 4))
-        output, metrics = objective.evaluate_batch(batch)
+        output, metrics = objective.compute_batch(batch)
         assert output.rewards is not None
         assert output.rewards.shape == (len(batch.view(output.view)), kinds)
         assert ("rewards/accuracies" in metrics) == (kinds == 2)
@@ -239,7 +239,7 @@ def test_humanline_clamps_the_parts_with_a_reference() -> None:
     humanline = Humanline(log_epsilon_P=-0.1, log_epsilon_R=0.1)
     rows = tiny_rows(made(KTO_SFT), 4)
     clamped = make_objective(partial(Mix, humanline=humanline, **KTO_SFT), moved=True)
-    plain, other = (made_one.evaluate_batch(collate(rows))[0] for made_one in (made(KTO_SFT), clamped))
+    plain, other = (made_one.compute_batch(collate(rows))[0] for made_one in (made(KTO_SFT), clamped))
     assert float(plain.loss["sft"].total) == float(other.loss["sft"].total)
     assert float(plain.loss["kto"].total) != float(other.loss["kto"].total)
 
@@ -247,7 +247,7 @@ def test_humanline_clamps_the_parts_with_a_reference() -> None:
 def test_what_each_view_needs() -> None:
     parts: dict[str, Any] = {"kto": KTO, "dpo": partial(DPO, margin_weight=1.0), "grpo": GRPO}
     needs = Mix(parts=parts, weights=dict.fromkeys(parts, 1.0)).data_needs()
-    found = [(own.view, own.rows.mismatched, own.rows.margins, own.rows.grouped) for own in needs.views]
+    found = [(own.view, own.flags.mismatched, own.flags.margins, own.flags.grouped) for own in needs.views]
     assert found == [("binary", True, False, False), ("pairs", False, True, False), ("scored", False, False, True)]
     assert needs.view == "binary+pairs+scored"
-    assert (needs.rows.mismatched, needs.rows.margins, needs.rows.grouped) == (True, True, True)
+    assert (needs.flags.mismatched, needs.flags.margins, needs.flags.grouped) == (True, True, True)

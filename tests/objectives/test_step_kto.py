@@ -47,7 +47,7 @@ def records() -> list[Record]:
 
 def rows() -> tuple[list[Row], list[int]]:
     """The rows, and the place of each one's mismatched partner."""
-    made = make_rows(VIEWS["steps"](records()).examples, ChatTokens(TOKENIZER, Limits(64)), mismatched_seed=0).rows
+    made = make_rows(VIEWS["steps"](records()).examples, ChatTokens(TOKENIZER, Limits(64)), mismatched_seed=0).table
     (table,) = made.views
     assert table.partners is not None
     return list(table), table.partners.tolist()

@@ -99,10 +99,10 @@ class Bundles:
 
 
 class TrainingOrder(Sampler[MicroBatch]):
-    """The run's micro-batches for one rank. All epochs form one stream, and (seed, epoch) shuffles each epoch.
+    """The run's micro-batches for one rank. All passes form one stream, and (seed, pass) shuffles each pass.
 
     A step is the next ``per_step`` examples of the stream, however they are divided over ranks and micro-batches, so
-    one device and many see the same steps. The last step of an epoch is filled from the next epoch: every example is
+    one device and many see the same steps. The last step of a pass is filled from the next pass: every example is
     seen, and every step has the same size.
 
     Args:
@@ -118,8 +118,8 @@ class TrainingOrder(Sampler[MicroBatch]):
     ) -> None:
         self.size, self.division = size, division
         self._bundles = None if groups is None else Bundles(groups, together)
-        # A step reads from at most two epochs, unless the data set is smaller than a step.
-        self._epoch = lru_cache(maxsize=2)(self._shuffled)
+        # A step reads from at most two passes, unless the data set is smaller than a step.
+        self._pass = lru_cache(maxsize=2)(self._shuffled)
         self.start, self.stop = 0, len(self)
 
     def __len__(self) -> int:
@@ -134,12 +134,12 @@ class TrainingOrder(Sampler[MicroBatch]):
             yield MicroBatch(step[self.division.own(micro_step)], step)
 
     def _step(self, start: int, length: int) -> tuple[int, ...]:
-        """The examples ``start`` to ``start + length`` of the stream of all epochs."""
-        return tuple(int(self._epoch(i // self.size)[i % self.size]) for i in range(start, start + length))
+        """The examples ``start`` to ``start + length`` of the stream of all passes."""
+        return tuple(int(self._pass(i // self.size)[i % self.size]) for i in range(start, start + length))
 
-    def _shuffled(self, epoch: int) -> Numbers:
-        # The shift keeps (seed, epoch) pairs apart for the first million epochs.
-        generator = torch.Generator().manual_seed((self.division.seed << 20) + epoch)
+    def _shuffled(self, pass_number: int) -> Numbers:
+        # The shift keeps (seed, pass) pairs apart for the first million passes.
+        generator = torch.Generator().manual_seed((self.division.seed << 20) + pass_number)
         if self._bundles is None:
             return torch.randperm(self.size, generator=generator).numpy()
         return self._bundles.laid_out(torch.randperm(len(self._bundles), generator=generator).numpy())
@@ -148,9 +148,9 @@ class TrainingOrder(Sampler[MicroBatch]):
 class StratifiedOrder(TrainingOrder):
     """An order with both classes in every optimizer step, if the data have both.
 
-    Each class is shuffled and spread evenly over the epoch, so the shares in a step are close to those of the data. If
+    Each class is shuffled and spread evenly over the pass, so the shares in a step are close to those of the data. If
     a step still lacks a class, which has less than one example for each step, its last example is replaced by one of
-    this class. The replacements are taken in turn, so a rare class is seen more than once an epoch, and a few examples
+    this class. The replacements are taken in turn, so a rare class is seen more than once in a pass, and a few examples
     of the other class are not seen. The order does not depend on the division over devices and micro-batches.
 
     Args:
@@ -185,8 +185,8 @@ class StratifiedOrder(TrainingOrder):
                 step[-1] = members[start // length % len(members)]
         return tuple(step)
 
-    def _shuffled(self, epoch: int) -> list[int]:
-        rng = random.Random((self.division.seed << 20) + epoch)
+    def _shuffled(self, pass_number: int) -> list[int]:
+        rng = random.Random((self.division.seed << 20) + pass_number)
         # [0, 1) is divided into equal intervals, one for each example of a class, and the n-th example gets a random
         # place in the n-th interval. Sorted by these places, both classes are spread evenly, in random relative order.
         places: list[tuple[float, int]] = []

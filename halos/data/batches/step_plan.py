@@ -26,7 +26,7 @@ class StepPlan:
 
 
 def plan_of_trainer(trainer: pl.Trainer, *, examples: int, per_step: int) -> StepPlan:
-    """Plan the steps of a plain Trainer, in which a Lightning epoch is a pass over the data.
+    """Plan the steps of a plain Trainer, in which a Lightning epoch is a pass, rounded up to whole steps.
 
     Raises:
         ValueError: if the Trainer's limits leave no step, or end an epoch within a step.

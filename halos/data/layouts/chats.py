@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 
 from halos.data.reading.fields import messages_of, wrong
-from halos.data.records.record import ROLES, Message
-from halos.data.sources.adapted import FILTERED
+from halos.data.records.adapted import FILTERED
+from halos.data.records.record import MESSAGE_ROLES, Message
 
 UNTRAINED = f"{FILTERED}conversation without a reply of weight 1"
 AFTER_TRAINED = f"{FILTERED}turn after the last reply of weight 1"
@@ -63,7 +63,9 @@ def conversation_of(value: object, role_names: Mapping[str, str]) -> object:
 def _role_key(item: Mapping[str, object], role_names: Mapping[str, str]) -> str | None:
     """Return the key of a turn's role: ``role`` or ``from``, or another whose value is the name of a role."""
     for key in ROLE_KEYS:
-        if key in item and (key in ("role", "from") or role_names.get(_name(item[key]), _name(item[key])) in ROLES):
+        if key in item and (
+            key in ("role", "from") or role_names.get(_name(item[key]), _name(item[key])) in MESSAGE_ROLES
+        ):
             return key
     return None
 

@@ -16,8 +16,8 @@ from halos.data.layouts.steps import check_reply, steps_of
 from halos.data.layouts.votes import DISAGREE, UNDECIDED, counted_votes, vote_count
 from halos.data.reading.context import in_context
 from halos.data.reading.fields import RawRow, reply_of, required, wrong
+from halos.data.records.adapted import FILTERED, NOTED, without_empty
 from halos.data.records.record import Completion, Record, Reply, Step, messages_of as turns_of
-from halos.data.sources.adapted import FILTERED, NOTED, without_empty
 
 CONTEXT = ("system", "tools", "chat_template_kwargs")
 NO_VERDICT = f"{FILTERED}rows whose label says nothing (data.values.tie)"

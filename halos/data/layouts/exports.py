@@ -9,8 +9,8 @@ from halos.data.layouts.chats import ROLE_NAMES
 from halos.data.layouts.values import Values, score_in
 from halos.data.layouts.votes import VoteRule
 from halos.data.reading.fields import RawRow, messages_of, text_of, wrong
+from halos.data.records.adapted import FILTERED, NOTED, without_empty
 from halos.data.records.record import Completion, Record
-from halos.data.sources.adapted import FILTERED, NOTED, without_empty
 
 NOT_RATED = f"{FILTERED}chats without a rating"
 

@@ -13,8 +13,8 @@ from halos.data.layouts.roles import Path, value_at
 from halos.data.layouts.steps import check_reply, steps_of
 from halos.data.layouts.values import number_in, score_in
 from halos.data.reading.fields import RawRow, has, messages_of, shorten, text_of, wrong
+from halos.data.records.adapted import by_rank
 from halos.data.records.record import Completion, Record, Reply
-from halos.data.sources.adapted import by_rank
 
 COMPLETION_KEYS = {"text", "messages", "desirable", "score", "steps"}
 

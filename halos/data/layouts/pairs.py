@@ -12,8 +12,8 @@ from halos.data.layouts.reader import Preferences, RowReader
 from halos.data.layouts.roles import Path, value_at
 from halos.data.layouts.values import plain_word
 from halos.data.reading.fields import RawRow, keys_of, required, wrong
+from halos.data.records.adapted import DIFFERENT_PROMPTS, FILTERED, NOTED
 from halos.data.records.record import Completion, Record, reply_text
-from halos.data.sources.adapted import DIFFERENT_PROMPTS, FILTERED, NOTED
 
 TIE = f"{FILTERED}ties (data.ties=keep keeps them)"
 

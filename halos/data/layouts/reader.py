@@ -18,8 +18,8 @@ from halos.data.layouts.chats import (
 from halos.data.layouts.roles import Declaration, Path, Roles, has_content, value_at
 from halos.data.layouts.values import score_in
 from halos.data.reading.fields import RawRow, prompt_of, reply_of, required, text_of, wrong
+from halos.data.records.adapted import FILTERED, NOTED
 from halos.data.records.record import Message, Record, Reply, turns_of_reply
-from halos.data.sources.adapted import FILTERED, NOTED
 
 NO_WEIGHT = f"{FILTERED}records with weight 0"
 Preferences = tuple[tuple[int, int], ...]

@@ -105,7 +105,7 @@ ITEM_ROLES = frozenset(ITEM_NAMES)
 """Roles that name keys of the items of a list of completions, or columns with a list where the items are texts."""
 PAIRED_ROLES = ("sides", "winner", "scores", "votes")
 """Roles that may be played by several columns."""
-ROLES = (*NAMES, "text", "sides", "scores", "output", "ignore")
+COLUMN_ROLES = (*NAMES, "text", "sides", "scores", "output", "ignore")
 """Every key of ``data.columns``. ``output`` is another name of ``completion``, from HALOs' format."""
 
 
@@ -143,8 +143,8 @@ def declared(columns: Mapping[str, object] | None) -> tuple[dict[str, Path | tup
     for role, value in (columns or {}).items():
         if value is None:
             continue
-        if role not in ROLES:
-            raise ValueError(f"data.columns.{role}: expected a role out of {', '.join(ROLES)}; found {role!r}")
+        if role not in COLUMN_ROLES:
+            raise ValueError(f"data.columns.{role}: expected a role out of {', '.join(COLUMN_ROLES)}; found {role!r}")
         paths = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else ()
         if not all(isinstance(path, str) and path for path in paths) or (not paths and role != "ignore"):
             raise ValueError(f"data.columns.{role}: expected the name of a column, found {value!r}")

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from halos.data.layouts.values import Values
 from halos.data.reading.fields import shorten, text_of, wrong
+from halos.data.records.adapted import NOTED
 from halos.data.records.record import Reply, Step
-from halos.data.sources.adapted import NOTED
 
 TEXT_NAMES = ("text", "step", "content")
 LABEL_NAMES = ("label", "desirable", "correct", "is_correct")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from halos.data.layouts.values import Values, number_in
 from halos.data.reading.fields import wrong
-from halos.data.sources.adapted import FILTERED, NOTED
+from halos.data.records.adapted import FILTERED, NOTED
 
 DISAGREE = f"{NOTED}completions whose votes disagree"
 UNDECIDED = f"{FILTERED}completions whose votes do not decide (data.votes)"

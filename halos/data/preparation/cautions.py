@@ -10,8 +10,8 @@ import numpy as np
 
 from halos.checks import is_number
 from halos.data.preparation.hygiene import Finding
+from halos.data.records.adapted import SHOWN_PLACES
 from halos.data.rows.token_rows import Row, TokenRows
-from halos.data.sources.adapted import SHOWN_PLACES
 from halos.processes.first import first_process_only
 
 log = logging.getLogger(__name__)

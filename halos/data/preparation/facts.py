@@ -10,8 +10,8 @@ import numpy as np
 
 from halos.data.layouts.votes import DISAGREE
 from halos.data.preparation.intake import Intake
+from halos.data.records.adapted import NOTED, FileCounts
 from halos.data.records.table import RecordTable
-from halos.data.sources.adapted import NOTED, FileCounts
 from halos.data.sources.combined import COMBINED
 
 

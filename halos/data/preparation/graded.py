@@ -19,13 +19,13 @@ def check_graded(rows: Sequence[Row], needs: DataNeeds) -> None:
     Raises:
         ValueError: naming the parameter of the loss, how many pairs lack them, and the first of these.
     """
-    if not (needs.rows.margins or needs.rows.pair_scores):
+    if not (needs.flags.margins or needs.flags.pair_scores):
         return
     values = rows.graded() if isinstance(rows, TokenRows) else np.array([graded(row) for row in rows])
-    if needs.rows.margins:
+    if needs.flags.margins:
         hint = "set loss.margin_weight=0, or add a column margin (data.columns.margin=…)"
         _refuse(rows, np.isnan(values[:, 0]), "loss.margin_weight: expected a margin for every pair", hint)
-    if needs.rows.pair_scores:
+    if needs.flags.pair_scores:
         # NaN compares as false, so pairs without scores are refused too.
         inside = np.logical_and(values[:, 1:] >= 0, values[:, 1:] <= 1).all(axis=1)
         hint = "set loss.soft=false, or add score_chosen and score_rejected"

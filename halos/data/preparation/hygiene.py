@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from halos.data.records.adapted import SHOWN_PLACES
 from halos.data.records.record import Record
 from halos.data.records.table import RecordTable, table_of
-from halos.data.sources.adapted import SHOWN_PLACES
 
 PERCENTILES = (5, 50, 95, 99, 100)
 

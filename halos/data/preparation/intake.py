@@ -9,10 +9,10 @@ from itertools import islice
 from halos.checks import check_whole
 from halos.data.preparation.cautions import equal_pairs
 from halos.data.preparation.hygiene import Finding, Hygiene, examine, percentiles, without_leaks
+from halos.data.records.adapted import NOTED, SHOWN_PLACES, FileCounts, check_faultless
 from halos.data.records.split import split_by_prompt
 from halos.data.records.table import RecordTable, table_of
-from halos.data.rows.tokenise import Rows
-from halos.data.sources.adapted import NOTED, SHOWN_PLACES, FileCounts, check_faultless
+from halos.data.rows.tokenise import SplitRows
 from halos.data.sources.base import Records, Source
 from halos.data.views.examples import Example, Examples
 from halos.data.views.joint_examples import JointExamples
@@ -46,10 +46,10 @@ class Intake:
         """Look for duplicates, contradictions and other findings, which only the report needs."""
         self.hygiene = {split: examine(records) for split, records in self.records.items()}
 
-    def tokenised(self, split: str, rows: Rows) -> None:
+    def tokenised(self, split: str, rows: SplitRows) -> None:
         """Add to the account of a split: lengths in tokens, what was cut, and pairs whose sides have equal tokens."""
         self.truncated[split] = rows.truncated
-        findings = [equal_pairs(split, table) for table in rows.rows.views]
+        findings = [equal_pairs(split, table) for table in rows.table.views]
         self.hygiene[split].equal_pairs = next((finding for finding in findings if finding.count), Finding())
         self.hygiene[split].lengths |= {name: percentiles(values) for name, values in rows.lengths.items()}
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from halos.data.rows.joint_rows import JointRows
 from halos.data.rows.token_rows import TokenRows
-from halos.data.rows.tokenise import Rows
+from halos.data.rows.tokenise import SplitRows
 from halos.data.views.joint_examples import JointExamples
 
 V = TypeVar("V")
@@ -21,7 +21,7 @@ def of_view(view: str, report: Mapping[str, V]) -> dict[str, V]:
     return {f"{view}: {what}": value for what, value in report.items()}
 
 
-def joined(names: Sequence[tuple[str, str]], views: Sequence[Rows], examples: JointExamples) -> Rows:
+def joined(names: Sequence[tuple[str, str]], views: Sequence[SplitRows], examples: JointExamples) -> SplitRows:
     """Return the rows of records from those of their examples in each view.
 
     Args:
@@ -32,9 +32,9 @@ def joined(names: Sequence[tuple[str, str]], views: Sequence[Rows], examples: Jo
     tables: list[tuple[str, TokenRows, np.ndarray]] = []
     report, truncated, lengths = Counter[str](), Counter[tuple[str, str]](), dict[str, np.ndarray]()
     for (view, name), rows, owners in zip(names, views, examples.owners, strict=True):
-        assert isinstance(rows.rows, TokenRows)
-        tables.append((view, rows.rows, owners))
+        assert isinstance(rows.table, TokenRows)
+        tables.append((view, rows.table, owners))
         report.update(of_view(name, {"examples": len(rows), **rows.report}))
         truncated.update({(f"{name}: {what}", file): count for (what, file), count in rows.truncated.items()})
         lengths |= of_view(name, rows.lengths)
-    return Rows(JointRows(tables), report, truncated, lengths)
+    return SplitRows(JointRows(tables), report, truncated, lengths)

@@ -39,15 +39,15 @@ class DataNeeds:
 
     Attributes:
         view: ``demonstrations``, ``binary``, ``pairs`` or ``scored``.
-        rows: what the loss needs of the token rows.
+        flags: what the loss needs of the token rows.
         control: maps an example's label to the text that ends its prompt (CSFT's control tokens).
         source: use only the records of this source of ``data=mix``; None: of all sources.
-        views: in a mixture of several views, the needs of each view; ``rows`` is then their union, and an example is a
-            record with its examples in all of these views.
+        views: in a mixture of several views, the needs of each view. ``flags`` are then their union, and an example is
+            a record with its examples in all of these views.
     """
 
     view: str
-    rows: RowNeeds = RowNeeds()
+    flags: RowNeeds = RowNeeds()
     control: Callable[[bool | None], str] = no_control_token
     source: str | None = None
     views: tuple[DataNeeds, ...] = ()
@@ -55,14 +55,14 @@ class DataNeeds:
     def key(self) -> tuple[object, ...]:
         """A key that two needs share if the same rows satisfy both."""
         controls = tuple(self.control(label) for label in (True, False, None))
-        # `rows` may be the loss's whole Needs: whether it reads a reference, say, makes no difference to the rows.
-        flags = tuple(getattr(self.rows, field.name) for field in fields(RowNeeds))
-        return self.view, self.source, controls, flags, *(needs.key() for needs in self.views)
+        # `flags` may be the loss's whole Needs: whether it reads a reference, say, makes no difference to the rows.
+        own = tuple(getattr(self.flags, field.name) for field in fields(RowNeeds))
+        return self.view, self.source, controls, own, *(needs.key() for needs in self.views)
 
     @property
     def form(self) -> str:
         """The key in :data:`.VIEWS`: the view, or ``steps``, the form of the binary view with labelled steps."""
-        return "steps" if self.rows.step_labels else self.view
+        return "steps" if self.flags.step_labels else self.view
 
     @property
     def name(self) -> str:

@@ -28,7 +28,7 @@ from halos.data.records.record import Prompt
 from halos.data.records.table import RecordTable
 from halos.data.rows.chat_tokens import ChatTokens, Limits, check_text
 from halos.data.rows.token_rows import Row
-from halos.data.rows.tokenise import Rows, make_rows
+from halos.data.rows.tokenise import SplitRows, make_rows
 from halos.data.sources.base import Source
 from halos.data.store.arrow import MEMORY, Store
 from halos.data.views.derive import VIEWS
@@ -59,22 +59,22 @@ class Prepared:
 
     needs: DataNeeds
     tokenizer: PreTrainedTokenizerBase
-    rows: Mapping[str, Rows]
+    rows: Mapping[str, SplitRows]
     intake: Intake
     label_counts: tuple[float, float] | None
     prompts: Sequence[Prompt]
 
     def keys(self) -> dict[str, str]:
         """For each split, a key of everything that a run reads from it."""
-        return {split: rows.rows.digest() for split, rows in self.rows.items()}
+        return {split: rows.table.digest() for split, rows in self.rows.items()}
 
     def example(self) -> Row:
         """The first row of the training data."""
-        return self.rows["train"].rows[0]
+        return self.rows["train"].table[0]
 
     def longest(self) -> int:
         """Tokens of the longest sequence, prompt and completion, that a model will read."""
-        return max(rows.rows.longest() for rows in self.rows.values())
+        return max(rows.table.longest() for rows in self.rows.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ class Preparation:
         own, places = self._of_source(needs.source, records)
         prepare = self.selection.prepare(needs.view, own, self._of_source(needs.source, training)[0])
         examples, report = VIEWS[needs.form](own, prepare)
-        if needs.rows.step_labels and split == "train" and not report["steps with a label"]:
+        if needs.flags.step_labels and split == "train" and not report["steps with a label"]:
             raise ValueError(
                 "loss.step_labels: expected completions whose steps have labels (data.columns.steps=…), found none; "
                 "loss=kto learns from whole completions"
@@ -191,10 +191,10 @@ class Preparation:
         for split, examples in intake.examples.items():
             views = list(examples.views)
             for n, own in enumerate(needs.each()):
-                if not own.rows.step_labels:
+                if not own.flags.step_labels:
                     continue
                 # Without a cache the rows are made twice: here, and again for the steps that remain.
-                rows = make_rows(views[n], tokens, control=needs.control, store=self.store).rows.views[0]
+                rows = make_rows(views[n], tokens, control=needs.control, store=self.store).table.views[0]
                 reasons = rows.unlearnable_steps()
                 kept = np.flatnonzero(~np.any(list(reasons.values()), axis=0))
                 if not len(kept):
@@ -205,26 +205,26 @@ class Preparation:
                 intake.reports[split] += Counter(of_view(own.name, report) if needs.views else report)
             intake.examples[split] = JointExamples(tuple(views)) if needs.views else views[0]
 
-    def tokenise(self, intake: Intake, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> dict[str, Rows]:
+    def tokenise(self, intake: Intake, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> dict[str, SplitRows]:
         """Replace the examples of the intake by token rows.
 
         Raises ``ValueError`` for a prompt over the limits, with the id of its example.
         """
         tokens = self.tokens(tokenizer)
         origins = [file for files in intake.origins.values() for file in files]
-        splits: dict[str, Rows] = {}
+        splits: dict[str, SplitRows] = {}
         for split, examples in intake.examples.items():
-            views: list[Rows] = []
+            views: list[SplitRows] = []
             for own, view_examples in zip(needs.each(), examples.views, strict=True):
                 rows = make_rows(
                     view_examples,
                     tokens,
                     control=needs.control,
-                    mismatched_seed=self.seed if own.rows.mismatched else None,
+                    mismatched_seed=self.seed if own.flags.mismatched else None,
                     origin=partial(origin_of, origins=origins),
                     store=self.store,
                 )
-                check_graded(rows.rows, own)
+                check_graded(rows.table, own)
                 views.append(rows)
             splits[split] = rows = views[0]
             if isinstance(examples, JointExamples):

@@ -7,7 +7,7 @@ from itertools import chain, islice
 from reprlib import Repr
 from typing import Any
 
-from halos.data.records.record import ROLES, Message, Reply, json_text
+from halos.data.records.record import MESSAGE_ROLES, Message, Reply, json_text
 
 RawRow = Mapping[str, object]
 """A row as it was read from a file."""
@@ -99,17 +99,19 @@ def _plain_message(value: object) -> Message | None:
         return None
     role, content = value.get("role"), value.get("content")
     # Errors are left to the reader of all messages: their places are texts that would be made for every message.
-    return Message(role, content) if role in ROLES and isinstance(content, str) and _is_unicode(content) else None
+    return (
+        Message(role, content) if role in MESSAGE_ROLES and isinstance(content, str) and _is_unicode(content) else None
+    )
 
 
 def _message(where: str, name: str, value: object) -> Message:
     if not isinstance(value, dict) or value.get("role") is None:
         raise wrong(where, name, "a message with 'role' and 'content'", value)
     role, content = value["role"], value.get("content")
-    if role not in ROLES:
+    if role not in MESSAGE_ROLES:
         is_name = isinstance(role, str) and len(role) <= 40 and role.isidentifier()
         hint = f" (of another name: data.roles.{role}=user)" if is_name else ""
-        raise wrong(where, f"{name}.role", f"one of {', '.join(ROLES)}{hint}", role)
+        raise wrong(where, f"{name}.role", f"one of {', '.join(MESSAGE_ROLES)}{hint}", role)
     fields = _fields(where, name, value)
     if content is None and fields and role == "assistant":
         content = ""  # a turn may be a tool call alone; servers pass the template an empty text

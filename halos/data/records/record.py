@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-ROLES = ("system", "user", "assistant", "tool")
+MESSAGE_ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Message:
     """One turn of a conversation.
 
     Attributes:
-        role: one of :data:`ROLES`.
+        role: one of :data:`MESSAGE_ROLES`.
         content: the text of the turn.
         fields: a JSON object with all other fields that chat templates read, such as ``tool_calls``; see
             :func:`json_text`.
@@ -207,8 +207,8 @@ def _check_steps(where: str, completion: Completion) -> None:
 
 def _check_roles(where: str, turns: Sequence[Message]) -> None:
     for turn in turns:
-        if turn.role not in ROLES:
-            raise ValueError(f"{where}: expected a role out of {', '.join(ROLES)}; found {turn.role!r}")
+        if turn.role not in MESSAGE_ROLES:
+            raise ValueError(f"{where}: expected a role out of {', '.join(MESSAGE_ROLES)}; found {turn.role!r}")
 
 
 def last_turn(prompt: Prompt) -> str:

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from halos.data.records.judgement import Judged, Judgement
 from halos.data.records.record import (
-    ROLES,
+    MESSAGE_ROLES,
     Completion,
     Conversation,
     Message,
@@ -218,7 +218,7 @@ def _row(record: Record, where: str | None) -> dict[str, Any]:
         "where": None if where == record.id else where,
         "name": digest(record.id),
         "plain": isinstance(record.prompt, str),
-        "roles": [ROLES.index(turn.role) for turn in turns],
+        "roles": [MESSAGE_ROLES.index(turn.role) for turn in turns],
         "contents": [turn.content for turn in turns],
         "texts": texts,
         "extra": _extra(record, turns),
@@ -317,7 +317,7 @@ def _records(batch: pa.RecordBatch) -> Iterator[Record]:
 def _prompt(roles: Sequence[int], contents: Sequence[str], more: dict[str, Any]) -> Prompt:
     others = more.get("turns") or [()] * len(roles)
     parts = zip(roles, contents, others, strict=True)
-    turns = tuple(Message(ROLES[role], content, *other) for role, content, other in parts)
+    turns = tuple(Message(MESSAGE_ROLES[role], content, *other) for role, content, other in parts)
     return Conversation(turns, *more["context"]) if "context" in more else turns
 
 

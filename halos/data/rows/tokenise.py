@@ -35,23 +35,23 @@ MAX_SHAPES = 8
 
 
 @dataclass(slots=True)
-class Rows:
+class SplitRows:
     """All rows of a split, and counts of what was truncated.
 
     Attributes:
-        rows: the rows.
+        table: the rows.
         report: how many prompts and completions were truncated.
         truncated: these numbers for each file, by (what was truncated, file).
         lengths: lengths in tokens, [n], by what was measured.
     """
 
-    rows: TokenRows | JointRows
+    table: TokenRows | JointRows
     report: Counter[str] = field(default_factory=Counter)
     truncated: Counter[tuple[str, str]] = field(default_factory=Counter)
     lengths: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.table)
 
 
 def make_rows(
@@ -62,7 +62,7 @@ def make_rows(
     mismatched_seed: int | None = None,
     origin: Callable[[str], str] = str,
     store: Store = MEMORY,
-) -> Rows:
+) -> SplitRows:
     """Tokenise examples.
 
     Args:
@@ -113,7 +113,7 @@ def make_rows(
             truncated[reason, origin(name)] += count
     completion_sizes = np.concatenate(rows.sizes(mismatched=False))
     lengths = {"prompt (tokens)": rows.prompt_sizes, "completion (tokens)": completion_sizes}
-    return Rows(rows, +report, truncated, lengths)
+    return SplitRows(rows, +report, truncated, lengths)
 
 
 def few_rows(

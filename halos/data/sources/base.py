@@ -12,9 +12,9 @@ from typing import ClassVar
 import numpy as np
 
 from halos.data.reading.lines import USUAL, ReadingLimits
+from halos.data.records.adapted import FileCounts, check_faultless
 from halos.data.records.record import Record
 from halos.data.records.truth import TrueReward
-from halos.data.sources.adapted import FileCounts, check_faultless
 from halos.data.store.arrow import MEMORY, Store
 
 

@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from halos.data.layouts.votes import DISAGREE, UNDECIDED, VoteRule
+from halos.data.records.adapted import FILTERED, NOTED, Adapted
 from halos.data.records.record import Record, prompt_key, reply_key
 from halos.data.records.table import RecordTable, batches, joined
-from halos.data.sources.adapted import FILTERED, NOTED, Adapted
 from halos.data.store.arrow import Part, Store
 
 AVERAGED = f"{NOTED}replies with several scores, of which the mean is used"

@@ -29,9 +29,9 @@ from halos.data.reading.files import (
 )
 from halos.data.reading.json_files import Located, MalformedRow
 from halos.data.reading.lines import ReadingLimits
+from halos.data.records.adapted import BAD_ROW, COUNTERS, Adapted, FileCounts, check_faultless
 from halos.data.records.record import Record, prompt_characters
 from halos.data.records.table import RecordTable, batches
-from halos.data.sources.adapted import BAD_ROW, COUNTERS, Adapted, FileCounts, check_faultless
 from halos.data.sources.base import Records, Source
 from halos.data.store.arrow import Part
 

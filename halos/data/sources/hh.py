@@ -9,8 +9,8 @@ from typing import final
 
 from halos.data.layouts.chats import diverging
 from halos.data.reading.fields import RawRow, required, text_of, wrong
+from halos.data.records.adapted import DIFFERENT_PROMPTS, without_empty
 from halos.data.records.record import Completion, Message, Record
-from halos.data.sources.adapted import DIFFERENT_PROMPTS, without_empty
 from halos.data.sources.file_source import Columns, Files, RowSource
 
 TURN = re.compile(r"\n\n(Human|Assistant):")

@@ -11,8 +11,8 @@ from typing import Any, final
 import numpy as np
 
 from halos.checks import check_number, check_whole
+from halos.data.records.adapted import FILTERED
 from halos.data.records.table import joined, table_of
-from halos.data.sources.adapted import FILTERED
 from halos.data.sources.base import Records, Source
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.sources.file_source import FileSource, check_ids

@@ -14,11 +14,11 @@ from typing import final
 
 from halos.data.reading.fields import RawRow, has, required, text_of, wrong
 from halos.data.reading.json_files import Located
+from halos.data.records.adapted import FILTERED, Adapted, by_rank, without_empty
 from halos.data.records.record import Completion, Message, Record
-from halos.data.sources.adapted import FILTERED, Adapted, by_rank, without_empty
 from halos.data.sources.file_source import Columns, Files, FileSource
 
-ROLES = {"prompter": "user", "assistant": "assistant"}
+_SPEAKERS = {"prompter": "user", "assistant": "assistant"}
 
 
 @dataclass(slots=True)
@@ -47,8 +47,8 @@ def tree_records(where: str, row: RawRow) -> Iterator[Adapted]:
 
 def _node(where: str, row: RawRow) -> _Node:
     role, rank = required(where, row, "role"), row.get("rank")
-    if not isinstance(role, str) or role not in ROLES:
-        raise wrong(where, "role", f"one of {', '.join(ROLES)}", role)
+    if not isinstance(role, str) or role not in _SPEAKERS:
+        raise wrong(where, "role", f"one of {', '.join(_SPEAKERS)}", role)
     if isinstance(rank, float) and rank.is_integer():
         # Parquet files often store integers with gaps as floats.
         rank = int(rank)
@@ -56,7 +56,7 @@ def _node(where: str, row: RawRow) -> _Node:
         raise wrong(where, "rank", "a whole number, 0 for the best", rank)
     lang, usable = row.get("lang"), not row.get("deleted") and row.get("review_result") is not False
     text = text_of(where, "text", required(where, row, "text"))
-    return _Node(where, ROLES[role], text, rank, None if lang is None else text_of(where, "lang", lang), usable)
+    return _Node(where, _SPEAKERS[role], text, rank, None if lang is None else text_of(where, "lang", lang), usable)
 
 
 def _tree(where: str, message: RawRow) -> _Node:

@@ -7,8 +7,8 @@ from typing import final
 
 from halos.checks import check_number
 from halos.data.reading.fields import RawRow, preference_of, prompt_of, required, score_of, text_of
+from halos.data.records.adapted import FILTERED, without_empty
 from halos.data.records.record import Completion, Record
-from halos.data.sources.adapted import FILTERED, without_empty
 from halos.data.sources.file_source import Columns, Files, RowSource
 
 

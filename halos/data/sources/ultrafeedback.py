@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import final
 
+from halos.data.layouts.layouts import Layouts
 from halos.data.layouts.roles import Declaration
 from halos.data.reading.fields import RawRow, has, keys_of, prompt_of, required, score_of, text_of, wrong
+from halos.data.records.adapted import without_empty
 from halos.data.records.record import Completion, Record
-from halos.data.sources.adapted import without_empty
-from halos.data.sources.feedback_files import Layouts
 from halos.data.sources.file_source import Columns, Files, RowSource
 
 SCORES = ("overall_score", "fine-grained_score")

@@ -11,7 +11,7 @@ import pyarrow as pa
 T_co = TypeVar("T_co", covariant=True)
 
 Notes = dict[str, Any]
-"""Notes of a part of a table about itself, as plain JSON."""
+"""What a part of a table records about itself (counts, digests), as plain JSON."""
 
 
 class Table:
@@ -61,7 +61,7 @@ class Table:
         return self._cached_lists[batch, name]
 
     def select(self, rows: np.ndarray) -> Iterator[pa.RecordBatch]:
-        """Yield rows, whose numbers ascend, as record batches."""
+        """Yield the rows with these numbers, which ascend, as record batches."""
         if not len(rows):
             return
         # Group the rows by their batch: as they ascend, the rows of one batch follow each other.
@@ -69,7 +69,7 @@ class Table:
         numbers, edges = np.unique(owners, return_index=True)
         for n, of_batch in zip(numbers.tolist(), np.split(rows, edges[1:]), strict=True):
             batch, places = self.batches[n], of_batch - self.starts[n]
-            # A slice shares the batch's memory, take copies: neighbouring rows are by far the most frequent case.
+            # A slice shares the batch's memory; take() copies. Neighbouring rows are by far the most frequent case.
             if places[-1] - places[0] + 1 == len(places):
                 yield batch.slice(int(places[0]), len(places))
             else:
@@ -101,7 +101,7 @@ class Stored(Sequence[T_co]):
         return self.many(np.array([range(len(self))[index]]))[0]
 
     def __iter__(self) -> Iterator[T_co]:
-        # In blocks: one item at a time would pay for finding its batch, all at once for the memory of every item.
+        # In blocks: single items would look up their batch each time, all at once would hold every item in memory.
         for start in range(0, len(self), self.BLOCK):
             yield from self.many(np.arange(start, min(start + self.BLOCK, len(self))))
 

@@ -19,9 +19,9 @@ from itertools import groupby, islice
 from typing import TYPE_CHECKING, TypeVar
 
 from halos.data.preparation.needs import DataNeeds
+from halos.data.records.adapted import FileCounts
 from halos.data.records.record import Record, conversation_key, prompt_key
 from halos.data.records.table import loose_prompt
-from halos.data.sources.adapted import FileCounts
 from halos.data.views.derive import of_run
 from halos.data.views.examples import Example
 from halos.data.views.turns import with_turns
@@ -99,12 +99,12 @@ class Stream:
                 all examples have the same prompt.
         """
         drawn = self._passes(counted)
-        return with_partners(drawn) if self.needs.rows.mismatched else drawn
+        return with_partners(drawn) if self.needs.flags.mismatched else drawn
 
     def examples(self, counted: Counted) -> Iterator[Sequence[Example]]:
         """One pass in the order of the source, in bundles of examples that are drawn together."""
         settings, view, counts = self.settings, self.needs.view, counted.read
-        together = None if self.needs.rows.grouped else settings.keep_together
+        together = None if self.needs.flags.grouped else settings.keep_together
         for run in runs(self._records(counted)):
             records = run
             if settings.train_on == "all":
@@ -116,7 +116,7 @@ class Stream:
             counts.update(report)
             counts["examples"] += len(examples)
             # Turns of a conversation share their tokens; an objective with groups needs those of each prompt.
-            key = prompt_key if self.needs.rows.grouped else conversation_key
+            key = prompt_key if self.needs.flags.grouped else conversation_key
             for _, group in groupby(examples, key=lambda example: key(example.prompt)):
                 yield from bundles(list(group), together)
 

@@ -96,7 +96,7 @@ class StreamPreparation(Preparation):
         if needs.views:
             expected = "expected false for a mixture of several views, found true"
             raise ValueError(f"data.streaming: {expected}; a stream is read in one view")
-        if needs.rows.step_labels:
+        if needs.flags.step_labels:
             raise ValueError(
                 "data.streaming: expected false for a loss that learns from labels of steps (loss.step_labels), found "
                 "true; which steps the limits cut has to be known before the first step"

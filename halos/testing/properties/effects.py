@@ -28,7 +28,7 @@ def frozen_reference(make: Make, rows: Sequence[Row]) -> None:
     before = [weight.clone() for weight in reference.parameters()]
     # All parameters, also those that the loop would leave out: a reference among them must get no gradient.
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
-    output, _ = objective.evaluate_batch(collate(rows, mismatched=objective.needs.mismatched))
+    output, _ = objective.compute_batch(collate(rows, mismatched=objective.needs.mismatched))
     torch.autograd.backward(loss_of(output))
     optimizer.step()
     for (name, weight), old in zip(reference.named_parameters(), before, strict=True):

@@ -53,7 +53,7 @@ def prompt_sharing(make: Make, rows: Sequence[Row]) -> None:
         objective = make_objective(make, moved=True)
         needs = objective.needs
         batch = collate(rows, mismatched=needs.mismatched, packing=packing, last_hidden=needs.last_hidden)
-        loss = loss_of(objective.evaluate_batch(batch)[0])
+        loss = loss_of(objective.compute_batch(batch)[0])
         torch.autograd.backward(loss)
         gradients = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
         results.append((loss.detach(), gradients))

@@ -16,7 +16,7 @@ from halos.data.module import PreferenceDataModule
 from halos.data.preparation.intake import Intake
 from halos.data.preparation.needs import DataNeeds
 from halos.data.preparation.prepare import Prepared
-from halos.data.rows.tokenise import Rows
+from halos.data.rows.tokenise import SplitRows
 from tests import tiny
 
 # The order of training
@@ -202,7 +202,7 @@ def test_validation_runs_equally_many_forwards_on_every_rank(size: int, batch_si
         data._prepared = Prepared(
             needs=needs,
             tokenizer=tokenizer,
-            rows={"val": Rows(tiny.rows(size))},  # type: ignore[arg-type]
+            rows={"val": SplitRows(tiny.rows(size))},  # type: ignore[arg-type]
             intake=Intake(),
             label_counts=None,
             prompts=(),

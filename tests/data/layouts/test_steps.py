@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from halos.data.layouts.layouts import to_record
 from halos.data.preparation.writing import record_row
 from halos.data.records.record import Completion, Record, Step
 from halos.data.records.table import table_of
-from halos.data.sources.feedback_files import FeedbackFiles, to_record
+from halos.data.sources.feedback_files import FeedbackFiles
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "steps.jsonl"
 STEPS = [{"text": "One.", "label": True}, {"text": " Two.", "label": False}]

@@ -29,8 +29,8 @@ def prepare(folder: Path, needs: DataNeeds, *rows: dict[str, Any], streaming: bo
 
 
 MARGINS, SCORES = (
-    DataNeeds(view="pairs", rows=RowNeeds(margins=True)),
-    DataNeeds(view="pairs", rows=RowNeeds(pair_scores=True)),
+    DataNeeds(view="pairs", flags=RowNeeds(margins=True)),
+    DataNeeds(view="pairs", flags=RowNeeds(pair_scores=True)),
 )
 
 

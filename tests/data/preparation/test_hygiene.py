@@ -5,8 +5,8 @@ from typing import Any
 
 from halos.data.preparation.hygiene import examine, origin_of, percentiles, without_leaks
 from halos.data.preparation.intake import Intake
+from halos.data.records.adapted import FileCounts
 from halos.data.records.record import Completion, Message, Record
-from halos.data.sources.adapted import FileCounts
 
 
 def one(name: str, prompt: str, *completions: Completion, better: tuple[int, int] | None = None) -> Record:

@@ -87,7 +87,7 @@ def test_all_assistant_turns_for_imitation_alone(tmp_path: Path) -> None:
     said = [("user", "hello"), ("assistant", "good"), ("user", "bad")]
     train = write(tmp_path / "t.jsonl", row([{"role": role, "content": text} for role, text in said], "world"))
     prepared = data(train, train_on="all").prepare(DataNeeds(view="demonstrations"), tiny.word_tokenizer(tiny.CHATML))
-    first, last = prepared.rows["train"].rows
+    first, last = prepared.rows["train"].table
     assert (first.id, last.id) == (f"{train}:1.1#0", f"{train}:1#0")
     tokenizer = tiny.word_tokenizer(tiny.CHATML)
     assert [str(tokenizer.decode(list(r.branches[0]))).split()[0] for r in (first, last)] == ["good", "world"]
@@ -110,7 +110,7 @@ def test_what_was_cut_is_told_by_file_and_lengths_in_tokens(tmp_path: Path) -> N
     report: Any = made.intake.report()
     train = report["splits"]["train"]
     assert [train["files"][file]["truncated"] for file in files] == [{}, {"completions truncated": 1}]
-    rows = made.rows["train"].rows
+    rows = made.rows["train"].table
     assert train["lengths"]["completion (tokens)"]["p100"] == max(len(r.branches[0]) for r in rows)
 
 

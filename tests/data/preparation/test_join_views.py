@@ -22,11 +22,11 @@ from halos.data.views.selection import Selection
 from tests import tiny
 
 VIEWS = (
-    DataNeeds(view="binary", rows=RowNeeds(mismatched=True)),
+    DataNeeds(view="binary", flags=RowNeeds(mismatched=True)),
     DataNeeds(view="pairs"),
     DataNeeds(view="demonstrations"),
 )
-NEEDS = DataNeeds(view="binary+pairs+demonstrations", rows=RowNeeds(mismatched=True), views=VIEWS)
+NEEDS = DataNeeds(view="binary+pairs+demonstrations", flags=RowNeeds(mismatched=True), views=VIEWS)
 
 
 class Listed(Source):
@@ -63,7 +63,7 @@ def prepared(records: list[Record] = RECORDS, needs: DataNeeds = NEEDS, **option
 
 
 def summary(made: PreferenceDataModule) -> dict[str, list[list[str]]]:
-    rows = made.rows["train"].rows
+    rows = made.rows["train"].table
     return {row.id: [[own.id for own in view.rows] for view in row.views] for row in rows}
 
 
@@ -85,16 +85,16 @@ def test_a_record_has_its_examples_of_every_view() -> None:
 
 def test_the_rows_of_each_view_are_those_that_a_loss_of_it_has() -> None:
     made = prepared()
-    rows = made.rows["train"].rows
+    rows = made.rows["train"].table
     assert isinstance(rows, JointRows)
     for needs, own in zip(VIEWS, rows.views, strict=True):
-        assert list(own) == list(prepared(needs=needs).rows["train"].rows)
+        assert list(own) == list(prepared(needs=needs).rows["train"].table)
     assert len(rows) == len(rows.groups) == len(rows.conversations) == 5
     per_view = [own.tokens().sum() for own in rows.views]
     assert rows.tokens().sum() == sum(per_view)
     assert rows.longest() == max(own.longest() for own in rows.views)
-    assert prepared().rows["train"].rows.digest() == rows.digest()
-    assert prepared(RECORDS[:5]).rows["train"].rows.digest() != rows.digest()
+    assert prepared().rows["train"].table.digest() == rows.digest()
+    assert prepared(RECORDS[:5]).rows["train"].table.digest() != rows.digest()
 
 
 def test_batches_count_records() -> None:
@@ -145,7 +145,7 @@ def test_a_part_may_have_a_source_of_its_own(tmp_path: Path) -> None:
     own = DataNeeds(view="demonstrations", source="b")
     needs = DataNeeds(view="binary+demonstrations", views=(DataNeeds(view="binary"), own))
     made = PreferenceDataModule(MixedSource(mix), max_length=200, cache_dir=None)
-    rows = made.prepare(needs, tiny.word_tokenizer(tiny.CHATML)).rows["train"].rows
+    rows = made.prepare(needs, tiny.word_tokenizer(tiny.CHATML)).rows["train"].table
     found = [[[one.prompt for one in view.rows] for view in row.views] for row in rows]
     # The desirable replies of the first source are no demonstrations here.
     assert [[len(view) for view in row] for row in found] == [[1, 0]] * 4 + [[0, 1]] * 3
@@ -160,4 +160,4 @@ def test_a_stream_and_an_order_by_label_are_refused() -> None:
         StreamingDataModule(Listed(RECORDS), cache_dir=None).prepare(NEEDS, tiny.word_tokenizer(tiny.CHATML))
     with pytest.raises(ValueError, match=r"^data\.stratified: expected a loss that learns from labels"):
         prepared(stratified=True, batch_size=2).plan(epochs=1, max_steps=-1, accumulate=1, world_size=1)
-    assert np.unique(prepared().rows["train"].rows.labels).tolist() == [-1]
+    assert np.unique(prepared().rows["train"].table.labels).tolist() == [-1]

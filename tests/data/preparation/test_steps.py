@@ -19,7 +19,7 @@ from halos.objectives import KTO
 from tests import tiny
 from tests.data.preparation.test_join_views import Listed
 
-NEEDS = DataNeeds(view="binary", rows=RowNeeds(mismatched=True, step_labels=True))
+NEEDS = DataNeeds(view="binary", flags=RowNeeds(mismatched=True, step_labels=True))
 REPLY = "hello world. bad and again"
 LONG = Completion(REPLY, True, steps=(Step(12, True), Step(16, False), Step(26, True)))
 RECORDS = [
@@ -36,7 +36,7 @@ def prepared(records: list[Record] = RECORDS, needs: DataNeeds = NEEDS, **option
 
 
 def rows_of(made: PreferenceDataModule) -> list[Row]:
-    return list(made.prepared.rows["train"].rows)
+    return list(made.prepared.rows["train"].table)
 
 
 def test_a_labelled_step_is_an_example_beside_the_whole_reply() -> None:
@@ -78,7 +78,7 @@ def test_steps_that_are_cut_or_have_no_token_are_counted_and_left_out(cache: boo
 
 
 def test_other_losses_say_that_they_do_not_use_them() -> None:
-    counts = prepared(needs=DataNeeds(view="binary", rows=RowNeeds(mismatched=True))).prepared.intake.reports["train"]
+    counts = prepared(needs=DataNeeds(view="binary", flags=RowNeeds(mismatched=True))).prepared.intake.reports["train"]
     assert counts["completions whose labels of steps are not used (loss.step_labels)"] == 2
     assert counts["completions with labels of steps alone left out"] == 1
     assert counts["examples"] == 2
@@ -98,8 +98,8 @@ def test_other_views_take_the_reply_with_its_overall_judgement(view: str, ids: l
 
 def test_steps_are_rows_of_records_in_a_mixture_too() -> None:
     views = (NEEDS, DataNeeds(view="demonstrations"))
-    made = prepared(needs=DataNeeds(view="binary+demonstrations", rows=RowNeeds(mismatched=True), views=views))
-    rows = made.prepared.rows["train"].rows
+    made = prepared(needs=DataNeeds(view="binary+demonstrations", flags=RowNeeds(mismatched=True), views=views))
+    rows = made.prepared.rows["train"].table
     assert isinstance(rows, JointRows)
     record = rows[0]
     assert [(one.id, one.scored(0)[0]) for one in record.views[0].rows] == [

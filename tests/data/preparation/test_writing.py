@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from halos.data.layouts.layouts import to_record
 from halos.data.preparation.writing import example_row, record_row, write_jsonl
 from halos.data.records.record import Record
-from halos.data.sources.feedback_files import FeedbackFiles, to_record
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.views.derive import VIEWS
 from tests.data.records.test_table import RECORDS
 

@@ -15,7 +15,7 @@ from halos.data.reading.files import READERS
 from halos.data.reading.json_files import DECODER, parse_json, read_json, read_jsonl
 from halos.data.reading.lines import lines
 from halos.data.reading.tables import read_csv
-from halos.data.sources.adapted import BAD_ROW
+from halos.data.records.adapted import BAD_ROW
 
 MIB = 1 << 20
 

@@ -40,7 +40,7 @@ def examples(*, tools: bool = False) -> list[Labelled]:
 
 
 def check(given: list[Labelled], tokens: ChatTokens, control: Any = lambda _: "") -> None:
-    made = make_rows(given, tokens, control=control, mismatched_seed=0).rows
+    made = make_rows(given, tokens, control=control, mismatched_seed=0).table
     partners = [given[index] for index in made.partners]
     for one, other, row in zip(given, partners, made, strict=True):
         assert row.branches[0] == tuple(tokens.completion(one.completion, one.prompt, control(one.desirable)))
@@ -88,7 +88,7 @@ def test_their_table_is_kept_for_each_seed(tmp_path: Path) -> None:
 
     def made(seed: int) -> Any:
         found = VIEWS["binary"](FeedbackFiles(file).train().records).examples
-        return make_rows(found, chat(bpe_tokenizer(COUNTS)), mismatched_seed=seed, store=store).rows
+        return make_rows(found, chat(bpe_tokenizer(COUNTS)), mismatched_seed=seed, store=store).table
 
     first, again, other = made(0), made(0), made(1)
     assert first == again

@@ -89,8 +89,8 @@ def test_special_tokens_in_a_text_are_refused(template: str | None, prompt: Any,
 
 def test_rendered_texts_may_have_them() -> None:
     prompt = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
-    (mine,) = make_rows([Pair("x#0", "a", "b", "c")], chat(CHATML)).rows
-    (row,) = make_rows([Pair("x#0", prompt, "b<|im_end|>", "c")], chat(CHATML, "rendered")).rows
+    (mine,) = make_rows([Pair("x#0", "a", "b", "c")], chat(CHATML)).table
+    (row,) = make_rows([Pair("x#0", prompt, "b<|im_end|>", "c")], chat(CHATML, "rendered")).table
     assert (row.prompt, row.branches) == (mine.prompt, mine.branches)
 
 
@@ -98,5 +98,5 @@ def test_a_tokenizer_that_splits_special_tokens_reads_them_as_text() -> None:
     tokens = chat(None)
     tokens.tokenizer.split_special_tokens = True
     tokens = ChatTokens(tokens.tokenizer, tokens.limits)
-    (row,) = make_rows([Demonstration("x#0", "a", "b</s>")], tokens).rows
+    (row,) = make_rows([Demonstration("x#0", "a", "b</s>")], tokens).table
     assert row.branches[0].count(tokens.end_of_turn) == 1

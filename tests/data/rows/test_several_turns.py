@@ -124,7 +124,7 @@ def test_rows_know_which_tokens_are_scored() -> None:
     tokenizer = bpe_tokenizer(CHATML)
     tokens = ChatTokens(tokenizer, Limits(4096))
     made, short = tokenise(tokenizer), tokens.completion("b", PROMPT)
-    row = make_rows([Pair("p", PROMPT, "b", REPLY)], tokens).rows[0]
+    row = make_rows([Pair("p", PROMPT, "b", REPLY)], tokens).table[0]
     assert row.branches == (tuple(short), tuple(made.completions[0]))
     assert row.context == ((), tuple(made.context[0]))
     assert list(row.scored(0)) == list(range(len(short)))
@@ -136,7 +136,7 @@ def test_a_completion_is_cut_where_the_limit_is(room: int) -> None:
     tokenizer = bpe_tokenizer(CHATML)
     whole = tokenise(tokenizer)
     limits = Limits(len(whole.prompt) + room)
-    row = make_rows([Demonstration("d", PROMPT, REPLY)], ChatTokens(tokenizer, limits)).rows[0]
+    row = make_rows([Demonstration("d", PROMPT, REPLY)], ChatTokens(tokenizer, limits)).table[0]
     assert row.branches == (tuple(whole.completions[0][:room]),)
     assert list(row.scored(0)) == [n for a, z in scored_spans(whole) for n in range(a, z) if n < room]
     assert len(row.scored(0)) > 0
@@ -147,7 +147,7 @@ def test_mismatched_completions_keep_their_turns() -> None:
     tokens = ChatTokens(tokenizer, Limits(4096))
     other = (Message("user", "hello"),)
     examples = [Labelled("a", PROMPT, REPLY, True), Labelled("b", other, "bad", False)]
-    rows = make_rows(examples, tokens, mismatched_seed=0).rows
+    rows = make_rows(examples, tokens, mismatched_seed=0).table
     after = tokenise(tokenizer, prompt=other)
     assert rows[1].branches == (tuple(tokens.completion("bad", other)), tuple(after.completions[0]))
     assert rows[1].context == ((), tuple(after.context[0]))

@@ -102,7 +102,7 @@ WHOLE = [Labelled("c#0", "world", "good", True)]
 
 
 def rows_of(examples: list[Labelled], limit: int = 4096, template: Any = CHATML, **options: Any) -> TokenRows:
-    return make_rows(examples, ChatTokens(bpe_tokenizer(template), Limits(limit)), **options).rows.views[0]
+    return make_rows(examples, ChatTokens(bpe_tokenizer(template), Limits(limit)), **options).table.views[0]
 
 
 def words(row: Row, branch: int) -> tuple[str, str]:

@@ -109,7 +109,7 @@ def test_one_prompt_alone_is_a_value_error() -> None:
     ],
 )
 def test_a_row_holds_prompt_and_branches(example: Any, branches: Any, desirable: Any, score: Any) -> None:
-    (row,) = make_rows([example], chat()).rows
+    (row,) = make_rows([example], chat()).table
     assert (row.id, row.group, row.prompt) == ("x#0", 0, ids(f"{BOS} a b"))
     assert row.branches == tuple(ids(" ".join(branch)) for branch in branches)
     assert (row.desirable, row.score) == (desirable, score)
@@ -117,7 +117,7 @@ def test_a_row_holds_prompt_and_branches(example: Any, branches: Any, desirable:
 
 def test_examples_of_one_prompt_share_a_group() -> None:
     prompts: list[Any] = ["a", "b", (Message("user", "a"),), "c", "b"]
-    rows = make_rows([Demonstration(f"x#{n}", p, "d") for n, p in enumerate(prompts)], chat(tokenizer=TOKENIZER)).rows
+    rows = make_rows([Demonstration(f"x#{n}", p, "d") for n, p in enumerate(prompts)], chat(tokenizer=TOKENIZER)).table
     assert [row.group for row in rows] == [0, 1, 0, 2, 1]
 
 
@@ -125,7 +125,7 @@ def test_prompts_that_begin_with_the_same_user_turn_are_one_conversation() -> No
     first, said, more = (Message(role, text) for role, text in (("user", "a"), ("assistant", "b"), ("user", "c")))
     system = Message("system", "d")
     prompts: list[Any] = [(first,), (more,), (first, said, more), "a", (system, first), (first, said, first)]
-    made = make_rows([Demonstration(f"x#{n}", p, "d") for n, p in enumerate(prompts)], chat(tokenizer=TOKENIZER)).rows
+    made = make_rows([Demonstration(f"x#{n}", p, "d") for n, p in enumerate(prompts)], chat(tokenizer=TOKENIZER)).table
     assert made.conversations.tolist() == [0, 1, 0, 0, 2, 0]
     assert made.groups.tolist() == [0, 1, 2, 0, 3, 4]
 
@@ -138,11 +138,11 @@ def test_no_examples_are_a_value_error() -> None:
 def test_control_text_depends_on_the_label_and_is_not_scored() -> None:
     examples = [Labelled("x#0", "a", "b", True), Labelled("x#1", "a", "c", False)]
     made = make_rows(examples, chat(), control=lambda label: GOOD if label else "")
-    good, plain = made.rows
+    good, plain = made.table
     assert (good.prompt, good.branches) == (ids(f"{BOS} a {GOOD}"), (ids(f"b {EOS}"),))
     assert (plain.prompt, plain.branches) == (ids(f"{BOS} a"), (ids(f"c {EOS}"),))
     assert examples == [Labelled("x#0", "a", "b", True), Labelled("x#1", "a", "c", False)]
-    assert make_rows(examples, chat(), control=lambda label: GOOD if label else "").rows == made.rows
+    assert make_rows(examples, chat(), control=lambda label: GOOD if label else "").table == made.table
 
 
 # Limits
@@ -156,9 +156,9 @@ def test_what_was_cut_is_counted() -> None:
     ]
     made = make_rows(examples, chat(5, 3))
     assert made.report == {"prompts truncated": 1, "completions truncated": 2}
-    assert made.rows[0].prompt == ids(f"{BOS} a a")
-    assert made.rows[0].branches == (ids("b b"), ids(f"c {EOS}"))
-    assert made.rows[1].branches == (ids(f"b {EOS}"), ids("c c c"))
+    assert made.table[0].prompt == ids(f"{BOS} a a")
+    assert made.table[0].branches == (ids("b b"), ids(f"c {EOS}"))
+    assert made.table[1].branches == (ids(f"b {EOS}"), ids("c c c"))
     assert len(made) == 3
 
 
@@ -184,7 +184,7 @@ def test_no_row_is_longer_than_the_limit_or_without_something_to_score(template:
     tokens = chat(30, 22, bpe_tokenizer(template, bos=True))
     texts = [" ".join(rng.choices(["good", "bad", "hello"], k=rng.randint(0, 20))) for _ in range(80)]
     examples = [Pair(f"x#{n}", f"p {texts[n]}", texts[n + 20], texts[n + 40]) for n in range(40)]
-    for row in make_rows(examples, tokens, mismatched_seed=0).rows:
+    for row in make_rows(examples, tokens, mismatched_seed=0).table:
         assert 1 <= len(row.prompt) <= 22
         assert len(row.branches) == 3
         for branch in row.branches:
@@ -198,8 +198,8 @@ def test_the_last_branch_is_another_prompts_completion() -> None:
     examples = [
         Labelled(f"x#{n}", "abcd"[n // 2], f"{'hello' if n % 2 else 'world'} {'abcd'[n // 2]}", True) for n in range(8)
     ]
-    plain = make_rows(examples, chat()).rows
-    rows = make_rows(examples, chat(), mismatched_seed=5).rows
+    plain = make_rows(examples, chat()).table
+    rows = make_rows(examples, chat(), mismatched_seed=5).table
     partner = derangement([row.group for row in plain], 5)
     assert [row.branches for row in rows] == [
         (p.branches[0], plain[q].branches[0]) for p, q in zip(plain, partner, strict=True)
@@ -215,7 +215,7 @@ def test_the_mismatched_completion_is_cut_to_the_room_behind_its_new_prompt() ->
         Labelled("short#0", "a", "b b b b b", True),  # 2 prompt tokens leave room for 6 of 8
         Labelled("long#0", "a a a a", "c c c c c", False),  # 5 leave room for 3
     ]
-    short, long = make_rows(examples, chat(8), mismatched_seed=0).rows
+    short, long = make_rows(examples, chat(8), mismatched_seed=0).table
     assert short.branches == (ids(f"b b b b b {EOS}"), ids(f"c c c c c {EOS}")), "whole: not as cut as behind its own"
     assert long.branches == (ids("c c c"), ids("b b b"))
 
@@ -235,10 +235,10 @@ def test_few_rows_are_those_of_many() -> None:
     examples = [Labelled(f"{n}", f"{'a ' * (1 + n % 3)}{n % 2}", "b " * (1 + n % 5), n % 2 == 0) for n in range(12)]
     tokens, control = chat(6, 2), lambda label: GOOD if label else ""
     rows = make_rows(examples, tokens, control=control, mismatched_seed=0)
-    partners = [examples[index] for index in rows.rows.partners]
+    partners = [examples[index] for index in rows.table.partners]
     found, cut = few_rows(examples[3:8], partners[3:8], tokens, control)
     assert [(row.id, row.prompt, row.branches, row.desirable) for row in found] == [
-        (row.id, row.prompt, row.branches, row.desirable) for row in rows.rows[3:8]
+        (row.id, row.prompt, row.branches, row.desirable) for row in rows.table[3:8]
     ]
     alone, _ = few_rows(examples[3:8], [], tokens, control)
     assert [row.branches for row in alone] == [row.branches[:1] for row in found]

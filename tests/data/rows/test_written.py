@@ -47,7 +47,7 @@ def test_rows_have_the_ids_of_the_written_calls_and_thoughts() -> None:
     prompt = Conversation(ASKED, TOOLS)
     record = Record("r", prompt, (Completion.of((CALL,)), Completion.of((THOUGHT,)), Completion("7")), ((0, 1), (2, 1)))
     tokens = ChatTokens(tokenizer, Limits(4096))
-    first, second = make_rows(pairs([record]).examples, tokens).rows
+    first, second = make_rows(pairs([record]).examples, tokens).table
     texts = [f"I ask.{WRITTEN_CALL}", "<think>hm</think>7", "7"]
     ids = [(*tokenizer(text, add_special_tokens=False)["input_ids"], tokens.end_of_turn) for text in texts]
     assert (first.branches, second.branches) == ((ids[0], ids[1]), (ids[2], ids[1]))

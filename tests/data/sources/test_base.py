@@ -12,9 +12,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from halos.data.reading import files
+from halos.data.records.adapted import FileCounts
 from halos.data.records.record import Completion, Record
 from halos.data.records.table import RecordTable
-from halos.data.sources.adapted import FileCounts
 from halos.data.sources.base import Source
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.sources.file_source import FileSource

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from halos.data.reading import files
+from halos.data.records.adapted import FileCounts
 from halos.data.records.record import Record
-from halos.data.sources.adapted import FileCounts
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.store.arrow import Store
 

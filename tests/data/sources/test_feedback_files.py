@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from halos.data.layouts.layouts import to_record
+from halos.data.records.adapted import without_empty
 from halos.data.records.record import Completion, Message, Record
-from halos.data.sources.adapted import without_empty
-from halos.data.sources.feedback_files import to_record
 
 Q = {"role": "user", "content": "q"}
 S = {"role": "system", "content": "s"}

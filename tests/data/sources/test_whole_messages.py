@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from halos.data.layouts.layouts import to_record
 from halos.data.preparation.writing import write_jsonl
 from halos.data.records.record import Completion, Conversation, Message, Record, messages_of
-from halos.data.sources.feedback_files import FeedbackFiles, to_record
+from halos.data.sources.feedback_files import FeedbackFiles
 
 Q = {"role": "user", "content": "q"}
 A = {"role": "assistant", "content": "a"}

@@ -21,5 +21,5 @@ def stream_of(
 ) -> Stream:
     preparation = StreamPreparation(source=source, limits=Limits(512), **settings)
     return Stream(
-        preparation, DataNeeds(view=view, rows=RowNeeds(mismatched=mismatched, grouped=grouped)), held, strict_held
+        preparation, DataNeeds(view=view, flags=RowNeeds(mismatched=mismatched, grouped=grouped)), held, strict_held
     )

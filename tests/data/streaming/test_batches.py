@@ -62,7 +62,7 @@ def same(one: Any, other: Any) -> None:
 def test_without_shuffling_batches_are_those_of_the_files_rows(tmp_path: Path) -> None:
     file = feedback(tmp_path)
     examples = list(binary(FeedbackFiles(file).train().records).examples)
-    rows = list(make_rows(examples, TOKENS).rows)
+    rows = list(make_rows(examples, TOKENS).table)
     # Two to a prompt: the mismatched completion is the same one of the next prompt, cut to this one's room.
     whole = [TOKENS.completion(example.completion, example.prompt) for example in examples]
     expected = []

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from halos.data.records.adapted import FileCounts
 from halos.data.records.record import Completion, Message, Record
 from halos.data.records.table import loose_prompt, table_of
-from halos.data.sources.adapted import FileCounts
 from halos.data.sources.base import Records, Source
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.store.arrow import MEMORY

@@ -25,7 +25,7 @@ def write(file: Path, *, start: int = 0, count: int = 30) -> str:
 
 def module(train: str, val: str | None = None, *, view: str = "binary", **options: Any) -> StreamingDataModule:
     made = StreamingDataModule(FeedbackFiles(train, val), **{"max_length": 100, "batch_size": 4, **options})
-    made.prepare(DataNeeds(view=view, rows=RowNeeds(mismatched=view == "binary")), tiny.bpe_tokenizer(tiny.CHATML))
+    made.prepare(DataNeeds(view=view, flags=RowNeeds(mismatched=view == "binary")), tiny.bpe_tokenizer(tiny.CHATML))
     return made
 
 
@@ -47,7 +47,7 @@ def planned(made: StreamingDataModule, steps: int = 10) -> StreamingDataModule:
 
 def test_validation_has_files_of_its_own_and_training_leaves_their_prompts_out(tmp_path: Path) -> None:
     made = planned(module(write(tmp_path / "t.jsonl"), write(tmp_path / "v.jsonl", start=20, count=15)))
-    assert [row.id for row in made.rows["val"].rows] == [f"{tmp_path}/v.jsonl:{n}#0" for n in range(1, 16)]
+    assert [row.id for row in made.rows["val"].table] == [f"{tmp_path}/v.jsonl:{n}#0" for n in range(1, 16)]
     loader = attach(made)
     assert set(ids(loader)) == {f"{tmp_path}/t.jsonl:{n}#0" for n in range(1, 21)}
     assert made.take_account()
@@ -60,7 +60,7 @@ def test_validation_has_files_of_its_own_and_training_leaves_their_prompts_out(t
 def test_the_first_records_are_held_out(tmp_path: Path) -> None:
     file = write(tmp_path / "t.jsonl")
     made = planned(module(file, val_size=5))
-    assert [row.id for row in made.rows["val"].rows] == [f"{file}:{n}#0" for n in range(1, 6)]
+    assert [row.id for row in made.rows["val"].table] == [f"{file}:{n}#0" for n in range(1, 6)]
     assert set(ids(attach(made))) == {f"{file}:{n}#0" for n in range(6, 31)}
     with pytest.raises(ValueError, match=r"data.val_size: expected at most 30, the records of the stream; found 31"):
         module(file, val_size=31)
