@@ -22,7 +22,7 @@ from halos.policy.export.reward_model import export_reward_model
 from halos.policy.heads import RewardHead
 from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
-from halos.policy.logprobs.divergence import ROWS, check_divergence, completion_divergence, divergence_reader
+from halos.policy.logprobs.divergence import check_divergence, completion_divergence, divergence_reader
 from halos.policy.logprobs.head import HeadOptions, evaluating, lm_head
 from halos.policy.logprobs.token_statistics import check_statistics
 from halos.policy.router import find_router_loss
@@ -48,7 +48,7 @@ class Backbone(nn.Module):
             :meth:`ModelSpec.load`.)
         with_reference: whether to keep a frozen copy of the policy as the live reference.
         adapter_reference: the reference is the policy without its trained adapter. Needs a model with LoRA adapters.
-        head_chunk: rows of logits (one per scored token) that are in memory at a time. None: all.
+        head_chunk: rows of logits in memory at a time. None: all. ``auto``: :mod:`halos.policy.logprobs.head_rows`.
         statistics: names of the token statistics to compute with the policy's log-probs on request; see
             :mod:`halos.policy.logprobs.token_statistics`.
         router_loss: the load-balancing loss of a mixture of experts; see :func:`halos.policy.router.find_router_loss`.
@@ -73,7 +73,7 @@ class Backbone(nn.Module):
         *,
         with_reference: bool,
         adapter_reference: bool = False,
-        head_chunk: int | None = None,
+        head_chunk: int | str | None = None,
         statistics: Sequence[str] = (),
         router_loss: str | float = "auto",
     ) -> None:
@@ -325,7 +325,7 @@ class Backbone(nn.Module):
         else:
             with evaluating(self.policy), as_reference(self.policy):
                 other = divergence_reader(self.policy, reference)
-        return completion_divergence(policy.mask, own, other, min(self.head_chunk or ROWS, ROWS))
+        return completion_divergence(policy.mask, own, other, self.head_chunk)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # nn.Module calls this for every change of device or precision. Two kinds of tensors keep their precision:

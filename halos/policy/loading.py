@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from halos.checks import check_whole, is_number
+from halos.checks import check_choice, is_number
 from halos.config.combinations import DIVERGENCE, REFERENCE, check_combinations
 from halos.config.nodes import flatten
 from halos.policy.chat_template import set_chat_template, template_day
@@ -29,6 +29,7 @@ from halos.policy.export.base_model import DTYPES, BaseModel, read_base
 from halos.policy.export.trial import try_export
 from halos.policy.kernels.cpu import use_cpu_kernels
 from halos.policy.limits import as_large_as_its_files, check_config
+from halos.policy.logprobs.head_rows import check_head_chunk
 from halos.policy.logprobs.token_statistics import check_statistics
 from halos.policy.lora import LoRA, quantization
 from halos.policy.model_files import ModelFiles
@@ -71,8 +72,8 @@ class ModelSpec:
         random_weights: read only the config (and tokenizer) from ``path``.
         attention: transformers' attention implementation (``sdpa``, ``eager``, ``flash_attention_2``, …). None:
             transformers chooses one that the architecture supports.
-        packed_attention: how packed rows attend. ``pieces``: one call of PyTorch's fused attention per piece.
-            ``flex``: one call of FlexAttention for all pieces (CUDA; compiled at first use).
+        packed_attention: how packed rows attend. ``pieces``: one call of PyTorch's fused attention per piece. ``flex``:
+            one call of FlexAttention for all (CUDA; compiled). ``auto``: :mod:`halos.policy.logprobs.choice`.
         gradient_checkpointing: what decoder layers keep for the backward pass: all activations (false), their inputs
             (true, ``offload``), or their inputs and products (``selective``), see :mod:`halos.policy.checkpointing`.
         compile: run the decoder layers through torch.compile (:mod:`halos.policy.logprobs.compiling`).
@@ -82,7 +83,7 @@ class ModelSpec:
         dropout: probability for every dropout of the model. The default is 0, as in the authors' code: with dropout
             the policy would differ from its reference before the first step.
         head_chunk: rows of logits (one per scored token, as wide as the vocabulary) that are in memory at a time.
-            None: all.
+            None: all. ``auto``: by the free memory on CUDA, else 512 (:mod:`halos.policy.logprobs.head_rows`).
         router_loss: the coefficient of a mixture's load-balancing loss (:class:`halos.policy.router.RouterLoss`), where
             0 means none. ``auto``: the model's config decides by ``output_router_logits`` and ``router_aux_loss_coef``.
         statistics: statistics of the policy's distributions at scored tokens to log: ``entropy``, ``token_accuracy``,
@@ -109,13 +110,13 @@ class ModelSpec:
     trust_remote_code: bool = False
     random_weights: bool = False
     attention: str | None = None
-    packed_attention: str = "pieces"
+    packed_attention: str = "auto"
     gradient_checkpointing: bool | str = False
     compile: bool = False
     cpu_kernels: bool = True
     liger: bool = False
     dropout: float = 0.0
-    head_chunk: int | None = 512
+    head_chunk: int | str | None = "auto"
     router_loss: str | float = "auto"
     statistics: Sequence[str] = ()
     reference: str = "auto"
@@ -138,8 +139,7 @@ class ModelSpec:
             raise ValueError(f"model.dropout: expected a probability in [0, 1), found {self.dropout!r}")
         if not isinstance(self.lora, LoRA):
             raise ValueError(f"model.lora: expected halos.policy.LoRA, found {self.lora!r}")
-        if self.packed_attention not in ("pieces", "flex"):
-            raise ValueError(f"model.packed_attention: expected pieces or flex, found {self.packed_attention!r}")
+        check_choice("model.packed_attention", self.packed_attention, ("auto", "pieces", "flex"))
         check_policy(self.gradient_checkpointing)
         if self.reference not in ("auto", "cached", "live", "adapter"):
             raise ValueError(f"model.reference: expected auto, cached, live or adapter, found {self.reference!r}")
@@ -148,7 +148,7 @@ class ModelSpec:
         if self.lora.quantize and self.path.endswith(".gguf"):
             raise ValueError("model.lora.quantize: expected weights from a hub id or a directory as model.path")
         template_day(self.chat_template_date)  # raises for a text that is not a date
-        check_whole("model.head_chunk", self.head_chunk, 1, null=True)
+        check_head_chunk(self.head_chunk)
         check_statistics(self.statistics)
         check_router_loss(self.router_loss)
         # The command has checked the whole configuration by then. A spec that is made in Python meets its rules here.

@@ -51,7 +51,7 @@ REFUSED: dict[str, tuple[Words, str]] = {
     ),
     "a head without rows": (
         lambda tmp: ["model.head_chunk=0"],
-        r"model\.head_chunk: expected a whole number from 1 on or null, found 0",
+        r"model\.head_chunk: expected a whole number from 1 on, auto or null, found 0",
     ),
     "an unknown statistic": (
         lambda tmp: ["model.statistics=[entropie]"],

@@ -14,7 +14,9 @@ from transformers import LlamaConfig
 from halos.data.batches.collate import collate
 from halos.estimation import functions
 from halos.estimation.division import EXCHANGE, GATHERED, WHOLE_GRADIENTS, Division
-from halos.estimation.step import Batching, Plan, Traced, rows, trace
+from halos.estimation.head import rows_on
+from halos.estimation.rows import rows
+from halos.estimation.step import Batching, Plan, Traced, backbone_for, trace
 from halos.estimation.tracer import Tracer
 from halos.objectives import DPO, KTO, SFT, Objective
 from halos.optim import AdamW, RMSprop
@@ -49,11 +51,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(folder: Path, *, objective: Any = DPO, precision: str = "32-true", **options: Any) -> Plan:
     spec = {name: options.pop(name) for name in list(options) if name in ModelSpec.__dataclass_fields__}
     defaults: dict[str, Any] = {"optim": AdamW(), "device": "cpu", "batching": Batching(examples=4), "clip": 1.0}
+    defaults["gpu"] = GPUS["h100"]
     return Plan(
         spec=ModelSpec(path=str(folder), random_weights=True, **({"reference": "live"} | spec)),
         objective=objective,
         precision=precision,
-        gpu=GPUS["h100"],
         **(defaults | options),
     )
 
@@ -138,6 +140,18 @@ def test_cuda_has_no_blocks_of_a_cpu_and_keeps_no_scores(folder: Path) -> None:
     assert longer.memory["activations"] < 2.1 * long.memory["activations"]
 
 
+def test_the_heads_chunks_are_those_that_the_gpu_has_room_for(folder: Path) -> None:
+    options: dict[str, Any] = {"device": "cuda", "objective": SFT, "batching": Batching(examples=32)}
+    plans = (plan(folder, head_chunk=rows, **options) for rows in ("auto", 4096, None))
+    auto, most, whole = (trace(made, 4, 200).memory for made in plans)
+    assert auto == most != whole
+    # Of a GPU whose memory the weights fill, the fewest rows.
+    full = replace(GPUS["h100"], gib=0)
+    policy = backbone_for(plan(folder)).policy
+    assert [rows_on(plan(folder, gpu=gpu), policy) for gpu in (GPUS["h100"], full)] == [4096, 128]
+    assert rows_on(plan(folder, head_chunk=77), policy) == 77
+
+
 # Checkpointing policies
 
 LONG, SHORT = 600, 400
@@ -147,6 +161,7 @@ EXAMPLES = 4
 def policies(folder: Path, **options: Any) -> dict[bool | str, Traced]:
     # SFT without packing has no prompts to share, and feeds all tokens of an example but the last.
     shared: dict[str, Any] = {"objective": SFT, "reference": "cached", "device": "cuda", "precision": "bf16-true"}
+    shared["head_chunk"] = 512  # with more rows, a step of this small model is fullest in its head
     return {
         policy: trace(plan(folder, gradient_checkpointing=policy, **(shared | options)), LONG, SHORT)
         for policy in (False, True, "selective", "offload")

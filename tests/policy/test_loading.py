@@ -331,7 +331,7 @@ def test_a_path_is_needed(path: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"packed_attention": "flash"}, "expected pieces or flex, found 'flash'"),
+        ({"packed_attention": "flash"}, "expected one of auto, pieces, flex; found 'flash'"),
         ({"packed_attention": "flex", "compile": True}, "expected pieces with model.compile=true, found flex"),
     ],
 )

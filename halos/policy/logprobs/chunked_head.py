@@ -25,6 +25,9 @@ from halos.policy.logprobs.token_statistics import measure
 
 CPU_BLOCK_ROWS = 16
 """Rows of a chunk that are converted to float32 at a time on a CPU: few enough to stay in its cache."""
+BLOCK_BYTES = 2**25
+"""Bytes of float32 logits that exist at a time on other devices: a chunk is never converted as a whole, which in
+bfloat16 would take twice its own memory. About as many as the cache of a large GPU holds."""
 
 PAGE_MULTIPLE = 32
 """A number of logits: rows whose length is not a multiple of it cannot be a multiple of a page of memory."""
@@ -114,8 +117,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
             chunk_logits = affine(states[chunk], weight, bias, out=buffer)
             for block, raw_logits in _blocks(chunk, chunk_logits):
                 logits = shape(_with_delta(raw_logits.to(wide_dtype), low, up, block))
-                target_logits[block] = logits.gather(1, targets[block, None])[:, 0]
-                normaliser[block] = logits.logsumexp(1)
+                target_logits[block], normaliser[block] = _reduced(logits, targets[block])
                 if statistics:
                     measured[block] = measure(statistics, logits, normaliser[block], targets[block])
         ctx.save_for_backward(states, weight, bias, low, up, targets, normaliser, chunk_logits)
@@ -135,11 +137,16 @@ class _ChunkedLogProbs(torch.autograd.Function):
         # ``data`` hides the writes below from autograd, which would refuse a second backward pass because a saved
         # tensor was changed. A second pass is correct: ``first_chunk_overwritten`` makes it compute the chunk again.
         chunk_logits = buffer = first_logits.data
+        plain = ctx.shape == LogitShape() and low is None and grad_bias is None
+        minus_grad_logprobs = -grad_logprobs
         for chunk in _slices(len(states), ctx.rows):
             if chunk.start or ctx.first_chunk_overwritten:
                 del chunk_logits  # as in the forward pass
                 chunk_logits = affine(states[chunk], weight, bias, out=buffer)
             for block, raw_logits in _blocks(chunk, chunk_logits):
+                if plain:
+                    _overwrite_with_gradient(raw_logits, normaliser[block], targets[block], minus_grad_logprobs[block])
+                    continue
                 # A copy even where no conversion is needed: it is overwritten while ``raw_logits`` is still read.
                 logits = ctx.shape(_with_delta(raw_logits.to(wide_dtype, copy=True), low, up, block))
                 grad_logits = _grad_logits(logits, normaliser[block], targets[block], grad_logprobs[block], ctx.shape)
@@ -162,6 +169,27 @@ class _ChunkedLogProbs(torch.autograd.Function):
 
 
 _apply: Callable[..., tuple[Tensor, Tensor]] = _ChunkedLogProbs.apply
+
+
+def _reduced(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits of the targets [rows], and log Σ_v exp(logit) [rows], of logits in float32 or wider [rows, V]."""
+    target_logits = logits.gather(1, targets[:, None])[:, 0]
+    if device_type(logits) == "cpu":
+        return target_logits, logits.logsumexp(1)
+    # logsumexp() passes over the logits five times, log_softmax() is one kernel.
+    return target_logits, target_logits - logits.log_softmax(1).gather(1, targets[:, None])[:, 0]
+
+
+def _overwrite_with_gradient(logits: Tensor, normaliser: Tensor, targets: Tensor, minus_grad_logprobs: Tensor) -> None:
+    """Write the gradient of unshaped logits [rows, V] over them, in their own precision.
+
+    As :func:`_grad_logits`, with fewer passes over memory: the logits are converted to float32 as they are first read,
+    and the gradient is rounded as it is written.
+    """
+    probabilities = torch.sub(logits, normaliser[:, None]).exp_()
+    at_targets = probabilities.gather(1, targets[:, None]) * minus_grad_logprobs[:, None] - minus_grad_logprobs[:, None]
+    torch.mul(probabilities, minus_grad_logprobs[:, None], out=logits)
+    logits.scatter_(1, targets[:, None], at_targets.to(logits.dtype))
 
 
 def _grad_logits(
@@ -197,6 +225,7 @@ def _slices(length: int, size: int) -> Iterator[slice]:
 
 
 def _blocks(chunk: slice, logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    # Views of a chunk's logits, each with its place among all rows. On a GPU a chunk is one block.
-    for block in _slices(len(logits), CPU_BLOCK_ROWS if device_type(logits) == "cpu" else len(logits)):
+    # Views of a chunk's logits, each with its place among all rows.
+    on_cpu = device_type(logits) == "cpu"
+    for block in _slices(len(logits), CPU_BLOCK_ROWS if on_cpu else max(1, BLOCK_BYTES // (4 * logits.shape[1]))):
         yield slice(chunk.start + block.start, chunk.start + block.stop), logits[block]

@@ -51,14 +51,17 @@ def divergence_reader(model: PreTrainedModel, logprobs: LogProbs) -> ReadLogits:
 
 
 @torch.no_grad()
-def completion_divergence(mask: Tensor, policy: ReadLogits, reference: ReadLogits, rows: int = ROWS) -> Tensor:
+def completion_divergence(
+    mask: Tensor, policy: ReadLogits, reference: ReadLogits, head_chunk: int | str | None = None
+) -> Tensor:
     """Compute KL(π_θ ‖ π_ref) between the next-token distributions at each completion token, [B, K, C].
 
     Args:
         mask: where there are completion tokens, [B, K, C].
         policy, reference: compute the logits of these tokens under each model.
-        rows: rows of logits of each model that exist at a time.
+        head_chunk: ``model.head_chunk``, which can lower the number of rows of logits that exist at a time.
     """
+    rows = min(head_chunk, ROWS) if isinstance(head_chunk, int) else ROWS
     parts = []
     for start in range(0, int(mask.sum()), rows):
         part = slice(start, start + rows)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from halos.policy.adapters import head_delta, plain_head
 from halos.policy.logprobs.chunked_head import LogitShape, chunked_logprobs
+from halos.policy.logprobs.head_rows import chunk_rows
 from halos.policy.logprobs.token_statistics import measure
 from halos.policy.router import expert_load
 
@@ -29,13 +30,13 @@ class HeadOptions:
     """How the LM head is computed, and what is returned besides log-probs.
 
     Attributes:
-        chunk_rows: the largest number of rows of logits that exist at a time, in the backward pass too; None: all.
+        chunk_rows: rows of logits that exist at a time. None: all. ``auto``: :mod:`halos.policy.logprobs.head_rows`.
         statistics: names in :data:`halos.policy.logprobs.token_statistics.STATISTICS`.
         with_states: whether to return the states that predict the tokens.
         experts_per_token: of a mixture whose experts' load is returned; None: it is not.
     """
 
-    chunk_rows: int | None = None
+    chunk_rows: int | str | None = None
     statistics: tuple[str, ...] = ()
     with_states: bool = False
     experts_per_token: int | None = None
@@ -58,8 +59,7 @@ class Scored(NamedTuple):
 
 
 def lm_head(model: PreTrainedModel) -> nn.Linear:
-    """Return the model's head. It may be any module with a weight [V, H] and a bias, such as a sharded one or one with
-    LoRA."""
+    """Return the model's head: any module with a weight [V, H] and a bias, such as a sharded one or one with LoRA."""
     get_head: Callable[[], nn.Linear] = model.get_output_embeddings
     return get_head()
 
@@ -126,7 +126,7 @@ def forward_scored(
     if options.experts_per_token and weights is not None:
         load = expert_load(output.router_logits, weights, options.experts_per_token)
     all_states, states = head_input
-    rows, statistics = options.chunk_rows, options.statistics
+    rows, statistics = chunk_rows(options.chunk_rows, states, len(head.weight)), options.statistics
     if rows and shape is not None:
         delta = head_delta(head, states)
         logprobs, measured = chunked_logprobs(
