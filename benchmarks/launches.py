@@ -1,7 +1,8 @@
 """``python -m benchmarks.launches``: kernels that a GPU would launch in an optimizer step, and what its host waits for.
 
 Counted on a CPU, on a random Llama that needs no memory to speak of: the numbers depend on layers and rows, and hardly
-on widths. FlexAttention has no backward pass on CPUs; one fused call with a dense mask stands in for its kernel.
+on widths. FlexAttention has no backward pass on CPUs, and variable-length attention does not exist there; one fused
+call with a dense mask stands in for each kernel.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from halos.data.batches.collate import Batches, collate
 from halos.data.batches.order import MicroBatch
 from halos.objectives import DPO, KTO, SFT, Objective
 from halos.policy.backbone import Backbone
-from halos.policy.logprobs import flex
+from halos.policy.logprobs import flex, varlen
+from halos.policy.logprobs.packed import attend_by
 from halos.testing.device_work import DeviceWork, watched
 
 LOSSES: dict[str, type[Objective]] = {"sft": SFT, "dpo": DPO, "kto": KTO}
-FORMS = ("pieces", "flex", "padded")
+FORMS = ("pieces", "flex", "varlen", "padded")
 STEPS = 3
 COUNTED = 2
 """The second step: the first one tries out what the model can do, and the last one is logged."""
@@ -65,14 +67,15 @@ def step(loss: str, form: str, layers: int, **sizes: int) -> DeviceWork:
     policy = LlamaForCausalLM(llama(hidden=64, layers=layers, vocabulary=512))
     backbone = Backbone(policy, with_reference=kind().needs.reference, head_chunk=512)
     objective = kind(backbone)
-    if form == "flex":
+    if form != "padded":
         for member in backbone.with_reference_backbone():
-            flex.attend_by_flex(member.policy)
+            attend_by(member.policy, form)
     rows = rows_of(**sizes, per_prompt=2, vocabulary=512)
     options: dict[str, Any] = {"mismatched": kind().needs.mismatched, "packing": form != "padded", "chunks": 4}
     order = [MicroBatch(tuple(range(len(rows))), tuple(range(len(rows))))] * STEPS
     loader = DataLoader(Batches(rows, partial(collate, **options)), sampler=order, batch_size=None)
-    with patch.object(flex, "_flex_function", _stand_in), watched() as work:
+    by_flex, by_varlen = patch.object(flex, "_flex_function", _flex), patch.object(varlen, "_varlen_function", _varlen)
+    with by_flex, by_varlen, watched() as work:
         counter = _Counter(work)
         _trainer(counter).fit(objective, loader)
     return counter.steps[COUNTED - 1]
@@ -97,7 +100,7 @@ def _trainer(callback: Callback) -> pl.Trainer:
     )
 
 
-def _stand_in(device: str) -> Callable[..., Tensor]:
+def _flex(device: str) -> Callable[..., Tensor]:
     def attend(query: Tensor, key: Tensor, value: Tensor, *, block_mask: Any, scale: Any, **_: Any) -> Tensor:
         if not hasattr(block_mask, "dense"):
             # Not counted: on CUDA blocks are skipped, and the mask is a part of the kernel.
@@ -107,6 +110,26 @@ def _stand_in(device: str) -> Callable[..., Tensor]:
         return scaled_dot_product_attention(query, key, value, block_mask.dense, scale=scale)
 
     return attend
+
+
+def _varlen() -> Callable[..., Tensor]:
+    def attend(
+        query: Tensor, key: Tensor, value: Tensor, query_edges: Tensor, key_edges: Tensor, *_: int, **options: Any
+    ) -> Tensor:
+        with _disable_current_modes():  # not counted, as above
+            mask = _causal_at_the_end(query_edges, key_edges)
+        query, key, value = (states.transpose(0, 1)[None] for states in (query, key, value))
+        return scaled_dot_product_attention(query, key, value, mask, scale=options["scale"])[0].transpose(0, 1)
+
+    return attend
+
+
+def _causal_at_the_end(query_edges: Tensor, key_edges: Tensor) -> Tensor:
+    """Which keys each query sees [queries, keys]: the last one of a sequence sees all keys of that sequence."""
+    queries, keys = (torch.arange(int(edges[-1])) for edges in (query_edges, key_edges))
+    own, other = (torch.bucketize(n, edges[1:], right=True) for n, edges in ((queries, query_edges), (keys, key_edges)))
+    left = query_edges[1:][own] - queries  # queries to the end of the sequence, this one among them
+    return (own[:, None] == other) & (key_edges[1:][other] - keys >= left[:, None])
 
 
 def totals(works: dict[tuple[str, str], DeviceWork]) -> str:

@@ -6,7 +6,6 @@ Errors are in nats for log-probs, and relative to the gradient's norm for gradie
 
 from __future__ import annotations
 
-import importlib.util
 import random
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,13 +18,13 @@ from torch import Tensor
 
 from halos.data.batches.collate import collate
 from halos.data.rows.token_rows import Row
-from halos.gpu_check.part import Numbers, Setting, Skipped, expect, need_gpu
-from halos.optim import AdamW, BitsAndBytesAdamW
+from halos.gpu_check.part import Numbers, Setting, expect, need_gpu, need_package
 from halos.policy.backbone import Backbone
 from halos.policy.checkpointing import checkpoint_layers
 from halos.policy.kernels.liger import use_liger
 from halos.policy.loading import LoadOptions, ModelSpec
-from halos.policy.logprobs.flex import attend_by_flex
+from halos.policy.logprobs.choice import FLEX, VARLEN
+from halos.policy.logprobs.packed import attend_by
 from halos.policy.lora import LoRA, quantization
 
 if TYPE_CHECKING:
@@ -138,14 +137,15 @@ Change = Callable[["PreTrainedModel"], object]
 """Changes a model in place, once it is on the device."""
 
 
-def _check(
+def check(
     setting: Setting,
     *,
     change: Change | None = None,
-    head_chunk: int | None = None,
+    head_chunk: int | str | None = None,
     bf16: bool = False,
     packing: bool = True,
 ) -> Numbers:
+    """Compare the model on the device, changed as asked, with plain forwards in float64."""
     model = model_of(setting)
     examples = rows(model.config.get_text_config().vocab_size)
     wanted = expected(model, examples)
@@ -159,51 +159,57 @@ def _check(
 
 def pieces(setting: Setting) -> Numbers:
     """Packed rows, attended to piece by piece."""
-    return _check(setting)
+    return check(setting)
 
 
 def padded(setting: Setting) -> Numbers:
     """Padded rows."""
-    return _check(setting, packing=False)
+    return check(setting, packing=False)
 
 
 def flex(setting: Setting) -> Numbers:
     """Packed rows by FlexAttention, which is compiled."""
     need_gpu(setting, "FlexAttention has no backward pass on CPUs")
-    return _check(setting, change=attend_by_flex)
+    return check(setting, change=partial(attend_by, kernel=FLEX))
+
+
+def varlen(setting: Setting) -> Numbers:
+    """Packed rows by PyTorch's variable-length attention, in bf16."""
+    need_gpu(setting, "variable-length attention is for CUDA")
+    return check(setting, change=partial(attend_by, kernel=VARLEN), bf16=True)
 
 
 def head_chunks(setting: Setting) -> Numbers:
     """The LM head in chunks of 64 tokens."""
-    return _check(setting, head_chunk=64)
+    return check(setting, head_chunk=64)
 
 
 def bf16(setting: Setting) -> Numbers:
     """bf16-mixed, packed, with the head in chunks."""
-    return _check(setting, head_chunk=64, bf16=True)
+    return check(setting, head_chunk=64, bf16=True)
 
 
 def liger(setting: Setting) -> Numbers:
     """RMSNorm and SwiGLU by Liger's kernels."""
     need_gpu(setting, "Liger's kernels are for CUDA")
-    _need("liger_kernel", "liger")
-    return _check(setting, change=use_liger)
+    need_package("liger_kernel", "liger")
+    return check(setting, change=use_liger)
 
 
 def selective(setting: Setting) -> Numbers:
     """Layers that keep their products (``model.gradient_checkpointing=selective``)."""
-    return _check(setting, change=partial(checkpoint_layers, policy="selective"))
+    return check(setting, change=partial(checkpoint_layers, policy="selective"))
 
 
 def offload(setting: Setting) -> Numbers:
     """Layers whose inputs wait in the host's memory (``model.gradient_checkpointing=offload``)."""
     need_gpu(setting, "on a CPU the inputs of layers are in the host's memory")
-    return _check(setting, change=partial(checkpoint_layers, policy="offload"))
+    return check(setting, change=partial(checkpoint_layers, policy="offload"))
 
 
 def lora(setting: Setting) -> Numbers:
     """LoRA: the adapters' gradients, against the same adapters in float64."""
-    _need("peft", "lora")
+    need_package("peft", "lora")
     model = model_of(setting)
     LoRA(enabled=True, rank=4).attach(model, base="a/model", logged=False)
     _move_adapters(model.double())
@@ -216,8 +222,8 @@ def lora(setting: Setting) -> Numbers:
 def qlora(setting: Setting) -> Numbers:
     """4-bit weights, against the same weights in float64."""
     need_gpu(setting, "4-bit weights are for CUDA")
-    _need("peft", "qlora")
-    _need("bitsandbytes", "qlora")
+    need_package("peft", "qlora")
+    need_package("bitsandbytes", "qlora")
     from bitsandbytes.functional import dequantize_4bit
     from transformers import AutoModelForCausalLM
 
@@ -241,46 +247,9 @@ def qlora(setting: Setting) -> Numbers:
     return compared(found(backbone, examples, setting, autocast=True), wanted, torch.bfloat16)
 
 
-def optimizer(setting: Setting) -> Numbers:
-    """Ten steps of the fused AdamW on the device, against the loop over weights in float64."""
-    change, wanted = _steps(AdamW(lr=1e-3), setting, torch.float32), _steps(AdamW(lr=1e-3), None, torch.float64)
-    error = float((change - wanted).norm() / wanted.norm())
-    expect(error < 1e-4, "weights that move as in float64 to 1e-4", error)
-    return {"relative error of the move": error}
-
-
-def optimizer_8bit(setting: Setting) -> Numbers:
-    """Ten steps of bitsandbytes' 8-bit AdamW, against AdamW in float64."""
-    need_gpu(setting, "8-bit optimizers are for CUDA")
-    _need("bitsandbytes", "bnb")
-    change = _steps(BitsAndBytesAdamW(lr=1e-3, bits=8), setting, torch.float32)
-    wanted = _steps(AdamW(lr=1e-3), None, torch.float64)
-    error = float((change - wanted).norm() / wanted.norm())
-    expect(error < 0.1, "weights that move as by AdamW to 10 %", error)
-    return {"relative error of the move": error}
-
-
-def _steps(optim: AdamW, setting: Setting | None, dtype: torch.dtype) -> Tensor:
-    # Gradients that are the same numbers everywhere; enough weights that bitsandbytes uses 8 bits for them.
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(128, 64, generator=generator, dtype=torch.float64).to(dtype)
-    weight = torch.nn.Parameter(start.to(setting.device if setting else "cpu", copy=True))
-    stepper, schedule = optim.build([weight], 10, fused=setting is not None)
-    for _ in range(10):
-        weight.grad = torch.randn(128, 64, generator=generator, dtype=torch.float64).to(weight)
-        stepper.step()
-        schedule.step()
-    return weight.detach().double().cpu() - start.double()
-
-
 def _move_adapters(model: PreTrainedModel) -> None:
     # Away from zero, at which LoRA's B starts; the same numbers on every device.
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for _, p in sorted((name, p) for name, p in model.named_parameters() if p.requires_grad):
             p.add_(0.02 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p))
-
-
-def _need(package: str, extra: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise Skipped(f"{package} is not installed: pip install 'halos[{extra}]'")

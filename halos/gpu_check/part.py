@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -75,3 +76,9 @@ def need_gpu(setting: Setting, why: str) -> None:
     """Raise :class:`Skipped` on a CPU."""
     if not setting.on_gpu:
         raise Skipped(f"{why}; there is no CUDA device")
+
+
+def need_package(package: str, extra: str) -> None:
+    """Raise :class:`Skipped` where a package is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise Skipped(f"{package} is not installed: pip install 'halos[{extra}]'")

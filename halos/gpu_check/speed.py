@@ -21,7 +21,7 @@ from halos.gpu_check.part import Numbers, Setting, Skipped, need_gpu
 from halos.loop.steps import Steps
 from halos.objectives import DPO
 from halos.policy.backbone import Backbone
-from halos.policy.logprobs.flex import attend_by_flex
+from halos.policy.logprobs.packed import attend_by
 from halos.training.cost import forward_operations
 from halos.training.gpus import gpu_named
 
@@ -69,13 +69,12 @@ Step = Callable[[], Tensor]
 
 def ours(setting: Setting, attention: str = "pieces") -> Numbers:
     """This project's DPO with a live reference."""
-    check_choice("attention", attention, ("pieces", "flex"))
-    if attention == "flex":
-        need_gpu(setting, "FlexAttention has no backward pass on CPUs")
-    backbone = Backbone(model_for(setting), with_reference=True, head_chunk=512)
-    if attention == "flex":
-        for member in backbone.with_reference_backbone():
-            attend_by_flex(member.policy)
+    check_choice("attention", attention, ("pieces", "flex", "varlen"))
+    if attention != "pieces":
+        need_gpu(setting, "CPUs attend piece by piece")
+    backbone = Backbone(model_for(setting), with_reference=True, head_chunk="auto")
+    for member in backbone.with_reference_backbone():
+        attend_by(member.policy, attention)
     objective = DPO(backbone)
     objective.configure_model()
     examples = _examples(setting)

@@ -11,8 +11,9 @@ from torch import nn
 from halos.policy.backbone import Backbone
 from halos.policy.kernels.liger import use_liger
 from halos.policy.loading import LoadOptions, ModelSpec
+from halos.policy.logprobs.choice import AUTO, PIECES
 from halos.policy.logprobs.compiling import compile_layers
-from halos.policy.logprobs.flex import attend_by_flex
+from halos.policy.logprobs.packed import attend_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,6 +87,12 @@ def load_backbone(
             compile_layers(member.policy)
         if spec.liger:
             use_liger(member.policy)
-        if spec.packed_attention == "flex":
-            attend_by_flex(member.policy)
+        attend_by(member.policy, _packed_attention(spec, backbone.sharding))
     return backbone
+
+
+def _packed_attention(spec: ModelSpec, sharding: ModelSharding | None) -> str:
+    # Where FlexAttention is refused, auto makes no choice either.
+    divided = getattr(sharding, "tensor_mesh", None) is not None
+    without_choice = spec.compile or spec.gradient_checkpointing == "selective" or divided
+    return PIECES if spec.packed_attention == AUTO and without_choice else spec.packed_attention

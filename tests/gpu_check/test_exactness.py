@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from halos.gpu_check import exactness
+from halos.gpu_check import choices, exactness, optimizers
 from halos.gpu_check.part import Numbers, Setting, Skipped
 from halos.policy.logprobs import attention
 from halos.policy.logprobs.flex import ScoreOptions
@@ -31,15 +31,27 @@ def test_bf16_is_exact_to_its_rounding() -> None:
 
 
 def test_the_optimizer_moves_weights_as_in_float64() -> None:
-    assert 0 < float(exactness.optimizer(SETTING)["relative error of the move"]) < 1e-4
+    assert 0 < float(optimizers.adamw(SETTING)["relative error of the move"]) < 1e-4
 
 
 @pytest.mark.parametrize(
-    "check", [exactness.flex, exactness.liger, exactness.offload, exactness.qlora, exactness.optimizer_8bit]
+    "check",
+    [exactness.flex, exactness.varlen, exactness.liger, exactness.offload, exactness.qlora, optimizers.adamw_8bit],
 )
 def test_what_needs_a_gpu_is_skipped_with_a_reason(check: Callable[[Setting], Numbers]) -> None:
     with pytest.raises(Skipped, match="there is no CUDA device"):
         check(SETTING)
+
+
+def test_what_a_device_chooses_is_reported_and_exact() -> None:
+    numbers = {**choices.attention(SETTING)}
+    names = [str(numbers.pop(dtype)) for dtype in ("float32", "bf16")]
+    assert names == ["pieces; other kernels are tried on CUDA only"] * 2
+    assert 0 < float(numbers["relative error of gradients (float32)"]) < 1e-4
+    assert float(numbers["relative error of gradients (bf16)"]) > 1e-4
+    rows = {**choices.head_rows(SETTING)}
+    assert (rows.pop("scored tokens of a chunk"), rows.pop("vocabulary")) == (512, 512)
+    assert all(0 < float(error) < 1e-4 for error in rows.values())
 
 
 def test_a_wrong_scale_of_scores_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from itertools import pairwise
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -63,6 +62,14 @@ def map_tensors(instance: D, function: Callable[[Tensor], Tensor]) -> D:
     return replace(instance, **{item.name: mapped(getattr(instance, item.name)) for item in fields(instance)})
 
 
+class PackNode(NamedTuple):
+    """A node of a pack's tree: the number of its tokens, its own number, and that of the last node below it."""
+
+    tokens: int
+    number: int
+    last: int
+
+
 @dataclass(slots=True)  # not frozen: Lightning's precision plugins rebuild every dataclass that they find in a batch
 class Pack:
     """The N tokens of one forward, the M tokens that they predict, and S places in the grid of completion tokens.
@@ -86,6 +93,7 @@ class Pack:
         sizes: the number of tokens in each piece.
         attends: for each of the pack's own pieces, the pieces that its queries attend to.
         plain: pieces that are a single sequence from its beginning, without branches: causal attention needs no mask.
+        nodes: the nodes of the keys, in their order.
         needs_grad: false for tokens into which no gradient flows, such as KTO's mismatched completions.
     """
 
@@ -102,6 +110,7 @@ class Pack:
     sizes: tuple[int, ...]
     attends: tuple[tuple[int, ...], ...]
     plain: tuple[int, ...]
+    nodes: tuple[PackNode, ...]
     needs_grad: bool = True
 
     @property
@@ -169,27 +178,6 @@ def divided_places(rows: Sequence[Row], *, mismatched: bool) -> tuple[list[tuple
     return first, [place for own, count in zip(places, trained, strict=True) for place in own[count:]]
 
 
-def divide(rows: Sequence[Row], max_tokens: int | None, *, share_prompts: bool = True) -> list[slice]:
-    """Divide rows into consecutive parts that have up to ``max_tokens`` tokens each when they are packed.
-
-    The tokens of all branches count. A row with more tokens is a part of its own. None: all rows are one part.
-    """
-    if max_tokens is None:
-        return [slice(0, len(rows))]
-    edges, tree = [0], PrefixTree(share=share_prompts)
-    for number, row in enumerate(rows):
-        before = tree.tokens
-        for branch in row.branches:
-            tree.add(row.prompt, branch)
-        if before and tree.tokens > max_tokens:
-            edges.append(number)
-            # The new part needs its own copy of what this row shared with the part before.
-            tree = PrefixTree(share=share_prompts)
-            for branch in row.branches:
-                tree.add(row.prompt, branch)
-    return [slice(start, end) for start, end in pairwise([*edges, len(rows)])]
-
-
 @dataclass(slots=True)
 class _Scores:
     """Maps places of the grid to log-probs. The log-prob of one token after one state is computed only once.
@@ -244,6 +232,7 @@ class _Writer:
         self.input_ids, self.node, self.last, self.position, self.occurrences = (list[int]() for _ in range(5))
         self.predicts, self.targets, self.sources, self.slots, self.plain = (list[int]() for _ in range(5))
         self.attends: list[tuple[int, ...]] = []
+        self.nodes: list[PackNode] = []
         self.open_tokens, self.open_attends = 0, list[int]()
         for node in earlier or ():
             self._add_keys(node)
@@ -303,6 +292,7 @@ class _Writer:
             sizes=tuple(self.sizes),
             attends=tuple(self.attends),
             plain=tuple(self.plain),
+            nodes=tuple(self.nodes),
             needs_grad=self.needs_grad,
         )
 
@@ -328,6 +318,7 @@ class _Writer:
         self._add_keys(node)
 
     def _add_keys(self, node: Node) -> None:
+        self.nodes.append(PackNode(len(node.ids), node.number, node.last))
         self.node += [node.number] * len(node.ids)
         self.last += [node.last] * len(node.ids)
         self.position += range(node.position, node.position + len(node.ids))

@@ -16,8 +16,8 @@ completions a1 a2 a3 and b1 b2, and the later prompt x1 x2 x3 b1 b2 u1 with the 
 
 Tokens of different trees never see each other, so most scores of a pack are masked out, and computing them would be a
 waste. So a pack is cut into pieces (short trees together, long trees node by node), and attention is called once for
-each piece, with the keys of the pieces that it sees. On CUDA, FlexAttention can do all pieces in one call
-(:mod:`halos.policy.logprobs.flex`).
+each piece, with the keys of the pieces that it sees. On CUDA one call can do all pieces
+(:mod:`halos.policy.logprobs.choice`).
 
 The model's attention implementation is replaced only during a packed forward. Everything else uses the implementation
 that the model was loaded with: generation, separate rows, the exported config.
@@ -38,8 +38,10 @@ from torch.nn.attention.flex_attention import BlockMask
 from halos.data.batches.packing import Pack
 from halos.policy.checkpointing import recomputed_within
 from halos.policy.kernels.device_types import device_type
+from halos.policy.logprobs.choice import AUTO, FLEX, PIECES, VARLEN, Heads, chosen_attention
 from halos.policy.logprobs.flex import ScoreOptions, block_mask, flex_attend
 from halos.policy.logprobs.precision import product_dtype
+from halos.policy.logprobs.varlen import Sequences, sequences_of, varlen_attend
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -57,7 +59,8 @@ class PackedAttention:
         earlier: for each attention module the keys and values [1, heads, P, width] of the earlier nodes that the pack
             continues.
         keep: whether to collect the keys and values that the next pack continues.
-        flex: whether to use one call of FlexAttention, which is possible only without dropout.
+        kernel: ``pieces``, ``flex``, ``varlen``, or ``auto`` for the choice of :mod:`halos.policy.logprobs.choice` on
+            CUDA. With dropout it is ``pieces`` in any case.
 
     Attributes:
         kept: the collected keys and values of each attention module, detached.
@@ -65,14 +68,15 @@ class PackedAttention:
     """
 
     def __init__(
-        self, pack: Pack, *, earlier: KeysValues | None = None, keep: bool = False, flex: bool = False
+        self, pack: Pack, *, earlier: KeysValues | None = None, keep: bool = False, kernel: str = PIECES
     ) -> None:
-        self.pack, self.earlier, self.keep, self.flex = pack, earlier, keep, flex
+        self.pack, self.earlier, self.keep, self.kernel = pack, earlier, keep, kernel
         self.kept: KeysValues = {}
         self.windows: set[int | None] = set()
         # By window, as all layers with the same window share the masks.
         self._masks: dict[int | None, list[Tensor | None]] = {}
         self._block_masks: dict[int | None, BlockMask] = {}
+        self._sequences: Sequences | None = None
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, options: ScoreOptions) -> Tensor:
         """Attention of queries [1, heads, N, width] → [1, N, heads, width]."""
@@ -84,10 +88,14 @@ class PackedAttention:
             key, value = torch.cat([earlier_key, key], 2), torch.cat([earlier_value, value], 2)
         window = options.window
         self.windows.add(window)
-        if self.flex and not options.dropout:
+        kernel = self._kernel_for(query, key, options)
+        if kernel == FLEX:
             if window not in self._block_masks:
                 self._block_masks[window] = block_mask(self.pack, window)
             return flex_attend(query, key, value, self._block_masks[window], options).transpose(1, 2)
+        if kernel == VARLEN:
+            self._sequences = self._sequences or sequences_of(self.pack)
+            return varlen_attend(query, key, value, self._sequences, options).transpose(1, 2)
         # split(), not slices: the backward pass of each slice would write a gradient as large as the whole tensor.
         sizes = list(self.pack.sizes)
         queries = torch.split(query, sizes[-len(self.pack.attends) :], 2)
@@ -99,6 +107,14 @@ class PackedAttention:
             k, v = _joined([keys[piece] for piece in pieces], 2), _joined([values[piece] for piece in pieces], 2)
             outputs.append(attend(q, k, v, piece_mask, options).transpose(1, 2))
         return torch.cat(outputs, 1)
+
+    def _kernel_for(self, query: Tensor, key: Tensor, options: ScoreOptions) -> str:
+        if options.dropout or (self.kernel == AUTO and not query.is_cuda):
+            return PIECES
+        if self.kernel != AUTO:
+            return self.kernel
+        sizes = query.shape[1], key.shape[1], query.shape[-1]
+        return chosen_attention(Heads(query.device, product_dtype(query), *sizes, options))
 
     def _make_masks(self, window: int | None) -> Iterator[Tensor | None]:
         """For each piece of queries, a mask of the keys that it sees, [queries, keys]; None: causal attention."""

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from functools import cache
 from itertools import accumulate
 from typing import Any, NamedTuple
-from weakref import WeakSet
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from halos.data.batches.packing import Pack
@@ -28,19 +27,6 @@ BLOCK_TOKENS = 128
 MAX_VERSIONS = 64
 """Compiled versions of the function that are kept: with and without gradient, with and without earlier keys, for one
 and for several blocks, and for each window of the model."""
-
-
-_by_flex: WeakSet[nn.Module] = WeakSet()
-
-
-def attend_by_flex(model: nn.Module) -> None:
-    """Let the model attend to packed rows by FlexAttention from now on."""
-    _by_flex.add(model)
-
-
-def attends_by_flex(model: nn.Module) -> bool:
-    """Return whether :func:`attend_by_flex` was called for the model."""
-    return model in _by_flex
 
 
 class ScoreOptions(NamedTuple):

@@ -17,8 +17,8 @@ from halos.data.batches.packing import Pack, map_tensors, pack
 from halos.data.rows.token_rows import Row
 from halos.policy.checkpointing import recomputes_within_contexts
 from halos.policy.logprobs.attention import PackedAttention, packed_attention
+from halos.policy.logprobs.choice import AUTO, PIECES
 from halos.policy.logprobs.compiling import uncompiled
-from halos.policy.logprobs.flex import attends_by_flex
 from halos.policy.logprobs.head import (
     HeadOptions,
     ModelOutput,
@@ -34,6 +34,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_kernels: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+
+def attend_by(model: nn.Module, kernel: str) -> None:
+    """Let the model attend to packed rows by this kernel from now on; see :class:`PackedAttention`."""
+    _kernels[model] = kernel
+
+
+def attends_by(model: nn.Module) -> str:
+    """Return the kernel by which the model attends to packed rows."""
+    return _kernels.get(model, PIECES)
+
 
 def pack_logprobs(model: PreTrainedModel, packs: Sequence[Pack], options: HeadOptions) -> list[Scored]:
     """Run one forward for each pack, and return the results for each pack's slots of the grid of completion tokens.
@@ -48,11 +60,11 @@ def pack_logprobs(model: PreTrainedModel, packs: Sequence[Pack], options: HeadOp
     """
     results, scored, states = list[Scored](), list[Scored](), list[Tensor]()
     attention: PackedAttention | None = None
-    flex = attends_by_flex(model)
+    kernel = attends_by(model)
     for index, item in enumerate(packs):
         next_continues = index + 1 < len(packs) and packs[index + 1].continues
         earlier = attention.kept if attention is not None and item.continues else None
-        attention = PackedAttention(item, earlier=earlier, keep=next_continues, flex=flex)
+        attention = PackedAttention(item, earlier=earlier, keep=next_continues, kernel=kernel)
         with nullcontext() if item.needs_grad else torch.no_grad():
             own, own_states = _forward(model, item, attention, states, options)
             scored.append(own)
@@ -176,10 +188,11 @@ def _try_out(model: PreTrainedModel) -> tuple[float, set[int | None]]:
     trial = pack(_TRIAL_ROWS, width=_TRIAL_WIDTH, mismatched=True)
     packs = [map_tensors(item, lambda tensor: tensor.to(weight.device)) for item in trial]
     with evaluating(model), uncompiled(model), torch.autocast(weight.device.type, enabled=False):
-        flex = attends_by_flex(model)
-        attention = PackedAttention(packs[0], keep=True, flex=flex)
+        # The choice of ``auto`` has a trial of its own, in the precision of training.
+        kernel = PIECES if attends_by(model) == AUTO else attends_by(model)
+        attention = PackedAttention(packs[0], keep=True, kernel=kernel)
         first, states = _forward(model, packs[0], attention, [], HeadOptions())
-        continued = PackedAttention(packs[1], earlier=attention.kept, flex=flex)
+        continued = PackedAttention(packs[1], earlier=attention.kept, kernel=kernel)
         second, _ = _forward(model, packs[1], continued, [states[0]], HeadOptions())
         packed_logprobs = torch.cat([first.logprobs, second.logprobs])
         separate = _separate_logprobs(model, [row.prompt + branch for row in _TRIAL_ROWS for branch in row.branches])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from halos.data.batches import packing, prefix_tree
-from halos.data.batches.packing import Pack, divide, map_tensors, pack
+from halos.data.batches.divisions import divide
+from halos.data.batches.packing import Pack, map_tensors, pack
 from halos.data.rows.token_rows import Row
 from tests import tiny
 

@@ -50,7 +50,8 @@ def by_hand(part: Pack, query: Tensor, key: Tensor, value: Tensor, window: int |
 @pytest.mark.parametrize("softcap", [None, 0.7])
 @pytest.mark.parametrize("window", [None, 1, 3, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("grouped", "dense", "flex"), [(0, 1000, False), (30, 1000, False), (0, 10, False), (30, 10, True)]
+    ("grouped", "dense", "kernel"),
+    [(0, 1000, "pieces"), (30, 1000, "pieces"), (0, 10, "pieces"), (30, 10, "flex")],
 )
 def test_it_is_softmax_over_what_each_token_may_see(
     heads: int,
@@ -58,7 +59,7 @@ def test_it_is_softmax_over_what_each_token_may_see(
     window: int | None,
     grouped: int,
     dense: int,
-    flex: bool,
+    kernel: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(packing, "GROUPED_TREES_MAX_TOKENS", grouped)
@@ -67,13 +68,13 @@ def test_it_is_softmax_over_what_each_token_may_see(
     options = ScoreOptions(scaling=0.5, window=window, softcap=softcap)
     n = len(first.input_ids)
     query, key, value = states(n, 4, 0), states(n, heads, 1), states(n, heads, 2)
-    attention = PackedAttention(first, keep=True, flex=flex)
+    attention = PackedAttention(first, keep=True, kernel=kernel)
     found = attention(MODULE, query, key, value, options)
     torch.testing.assert_close(found, by_hand(first, query, key, value, window, softcap), rtol=0, atol=1e-12)
     # The second pack sees the prompts of the first.
     m = len(second.input_ids)
     query, key2, value2 = states(m, 4, 3), states(m, heads, 4), states(m, heads, 5)
-    found = PackedAttention(second, earlier=attention.kept, flex=flex)(MODULE, query, key2, value2, options)
+    found = PackedAttention(second, earlier=attention.kept, kernel=kernel)(MODULE, query, key2, value2, options)
     key, value = (torch.cat([old[:, :, first.kept], new], 2) for old, new in ((key, key2), (value, value2)))
     torch.testing.assert_close(found, by_hand(second, query, key, value, window, softcap), rtol=0, atol=1e-12)
 

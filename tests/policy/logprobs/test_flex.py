@@ -11,14 +11,13 @@ from halos.data.batches import packing
 from halos.data.batches.collate import collate
 from halos.data.batches.packing import Pack, pack
 from halos.data.rows.token_rows import Row
-from halos.policy.loading import LoadOptions, ModelSpec
+from halos.policy.loading import ModelSpec
 from halos.policy.logprobs import attention, flex, packed
 from halos.policy.logprobs.attention import PackedAttention
 from halos.policy.logprobs.completions import completion_logprobs
-from halos.policy.logprobs.flex import ScoreOptions, attend_by_flex, attends_by_flex, block_mask
+from halos.policy.logprobs.flex import ScoreOptions, block_mask
 from halos.policy.logprobs.head import HeadOptions
-from halos.policy.logprobs.packed import can_pack
-from halos.sharding.weights import make_backbone
+from halos.policy.logprobs.packed import attend_by, can_pack
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -93,7 +92,7 @@ def test_log_probs_are_those_of_separate_calls(architecture: str, monkeypatch: p
         expected = completion_logprobs(model, batch, HeadOptions(4)).tokens
         assert not calls
         packed._can_pack.clear()
-        attend_by_flex(model)
+        attend_by(model, "flex")
         assert can_pack(model)
         found = completion_logprobs(model, batch, HeadOptions(4)).tokens
     assert len(calls) == 4 * model.config.num_hidden_layers  # two packs to try it out, and two
@@ -109,21 +108,12 @@ def test_without_cuda_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     spec.check()
 
 
-@pytest.mark.parametrize("by_flex", [False, True])
-def test_the_word_of_the_config_reaches_policy_and_reference(by_flex: bool, tmp_path: Path) -> None:
-    attention = "flex" if by_flex else "pieces"
-    spec = ModelSpec(path=str(tiny.save(tmp_path)), packed_attention=attention, reference="live")
-    made = make_backbone(spec, None, LoadOptions(), reference=True)
-    assert [attends_by_flex(part.policy) for part in made.with_reference_backbone()] == [by_flex, by_flex]
-
-
 def test_with_dropout_pieces_are_attended_to_one_by_one() -> None:
     (part,) = pack(ROWS, width=11)
     query, key, value = (torch.ones(1, 1, len(part.input_ids), 4) for _ in range(3))
-    assert PackedAttention(part, flex=True)(torch.nn.Identity(), query, key, value, ScoreOptions()).std() < 1e-6
-    assert (
-        PackedAttention(part, flex=True)(torch.nn.Identity(), query, key, value, ScoreOptions(dropout=0.5)).std() > 0.01
-    )
+    by_flex = PackedAttention(part, kernel="flex")
+    assert by_flex(torch.nn.Identity(), query, key, value, ScoreOptions()).std() < 1e-6
+    assert by_flex(torch.nn.Identity(), query, key, value, ScoreOptions(dropout=0.5)).std() > 0.01
 
 
 def test_enough_versions_are_kept_for_models_with_windows() -> None:

@@ -1,0 +1,49 @@
+"""What is chosen by the device: the kernel of attention, and the rows of the LM head's chunks."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from halos.gpu_check.exactness import check, model_of
+from halos.gpu_check.part import Numbers, Setting, expect
+from halos.policy.logprobs.choice import AUTO, CANDIDATES, Heads, first_exact
+from halos.policy.logprobs.flex import ScoreOptions
+from halos.policy.logprobs.head_rows import chunk_rows
+from halos.policy.logprobs.packed import attend_by
+
+
+def attention(setting: Setting) -> Numbers:
+    """The kernel that model.packed_attention=auto chooses, and its numbers."""
+    numbers: dict[str, float | str] = {}
+    for dtype, name in ((torch.float32, "float32"), (torch.bfloat16, "bf16")):
+        numbers[name] = _chosen(setting, dtype)
+        errors = check(setting, change=partial(attend_by, kernel=AUTO), bf16=dtype == torch.bfloat16)
+        numbers |= {f"{error} ({name})": number for error, number in errors.items()}
+    return numbers
+
+
+def _chosen(setting: Setting, dtype: torch.dtype) -> str:
+    if not setting.on_gpu:
+        return "pieces; other kernels are tried on CUDA only"
+    config = model_of(setting).config.get_text_config()
+    count, width = config.num_attention_heads, getattr(config, "head_dim", None)
+    heads = Heads(
+        torch.device(setting.device, torch.cuda.current_device()),
+        dtype,
+        count,
+        getattr(config, "num_key_value_heads", None) or count,
+        width or config.hidden_size // count,
+        ScoreOptions(),
+    )
+    name, refused = first_exact(CANDIDATES, heads)
+    return "; ".join([name, *(f"not {other}: {reason}" for other, reason in refused.items())])
+
+
+def head_rows(setting: Setting) -> Numbers:
+    """The LM head in chunks of as many tokens as model.head_chunk=auto takes."""
+    weight = model_of(setting).get_output_embeddings().weight.float().to(setting.device)
+    rows = chunk_rows("auto", weight, len(weight))
+    expect(rows is not None, "a number of rows", rows)
+    return {"scored tokens of a chunk": rows or 0, "vocabulary": len(weight), **check(setting, head_chunk="auto")}
