@@ -37,7 +37,8 @@ def check_gpu(cfg: DictConfig) -> list[Outcome]:
         setting = Setting(device=device, devices=devices, model=cfg.model, folder=Path(folder))
         for outcome in run_parts([part for part in PARTS if part.name in names], setting, limit=60 * cfg.minutes):
             outcomes.append(outcome)
-            terminal.say(f"{outcome.name}: {outcome.state} in {outcome.seconds:.0f} s {outcome.reason}".rstrip())
+            reason = f": {outcome.reason}" if outcome.reason else ""
+            terminal.say(f"{outcome.name}: {outcome.state} in {outcome.seconds:.0f} s{reason}")
             # After each part, so that a machine that dies leaves a report.
             write_atomically(output / "report.md", as_markdown(outcomes, about))
             write_atomically(output / "report.json", as_json(outcomes, about))

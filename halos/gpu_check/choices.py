@@ -18,27 +18,26 @@ def attention(setting: Setting) -> Numbers:
     """The kernel that model.packed_attention=auto chooses, and its numbers."""
     numbers: dict[str, float | str] = {}
     for dtype, name in ((torch.float32, "float32"), (torch.bfloat16, "bf16")):
-        numbers[name] = _chosen(setting, dtype)
+        numbers[name] = chosen(heads_of(setting, dtype)) if setting.on_gpu else "pieces (others are tried on CUDA only)"
         errors = check(setting, change=partial(attend_by, kernel=AUTO), bf16=dtype == torch.bfloat16)
         numbers |= {f"{error} ({name})": number for error, number in errors.items()}
     return numbers
 
 
-def _chosen(setting: Setting, dtype: torch.dtype) -> str:
-    if not setting.on_gpu:
-        return "pieces; other kernels are tried on CUDA only"
+def heads_of(setting: Setting, dtype: torch.dtype) -> Heads:
+    """The heads of the model, as its config has them."""
     config = model_of(setting).config.get_text_config()
-    count, width = config.num_attention_heads, getattr(config, "head_dim", None)
-    heads = Heads(
-        torch.device(setting.device, torch.cuda.current_device()),
-        dtype,
-        count,
-        getattr(config, "num_key_value_heads", None) or count,
-        width or config.hidden_size // count,
-        ScoreOptions(),
-    )
+    number = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // number
+    device = torch.device(setting.device)
+    return Heads(device, dtype, number, getattr(config, "num_key_value_heads", None) or number, width, ScoreOptions())
+
+
+def chosen(heads: Heads) -> str:
+    """The chosen kernel, and why those before it were refused."""
     name, refused = first_exact(CANDIDATES, heads)
-    return "; ".join([name, *(f"not {other}: {reason}" for other, reason in refused.items())])
+    reasons = ", ".join(f"not {other}: {reason}" for other, reason in refused.items())
+    return f"{name} ({reasons})" if reasons else name
 
 
 def head_rows(setting: Setting) -> Numbers:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 LIMITS = {torch.float32: (2e-4, 1e-4), torch.bfloat16: (0.2, 0.05)}
 """The largest errors of log-probs and of gradients that rounding explains, for models of a few billion weights."""
+LOGPROBS, GRADIENTS = "error of log-probs, nats", "relative error of gradients"
 PROMPT, COMPLETIONS = 150, (60, 37)
 """Tokens of a prompt, longer than a block of FlexAttention, and of its completions."""
 
@@ -130,7 +131,7 @@ def compared(actual: Results, wanted: Results, dtype: torch.dtype) -> Numbers:
     most_logprob *= max(1.0, float(wanted.logprobs.abs().max()) / 100)
     expect(logprob_error <= most_logprob, f"log-probs within {most_logprob:.2g} nats", f"{logprob_error:.3g}")
     expect(gradient_error <= most_gradient, f"gradients within {most_gradient:.2g}", f"{gradient_error:.3g}")
-    return {"error of log-probs, nats": logprob_error, "relative error of gradients": gradient_error}
+    return {LOGPROBS: logprob_error, "nats allowed": most_logprob, GRADIENTS: gradient_error, "allowed": most_gradient}
 
 
 Change = Callable[["PreTrainedModel"], object]

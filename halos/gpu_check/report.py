@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -33,7 +34,7 @@ def machine(device: str) -> dict[str, str]:
         names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
         found |= {"GPUs": ", ".join(names), "CUDA": str(torch.version.cuda)}
     else:
-        found |= {"processor": platform.processor() or platform.machine()}
+        found |= {"processor": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"}
     for package in PACKAGES:
         try:
             found[package] = version(package)
@@ -52,10 +53,11 @@ def as_markdown(outcomes: Sequence[Outcome], about: Mapping[str, str]) -> str:
     counts = {
         state: sum(outcome.state == state for outcome in outcomes) for state in (PASSED, FAILED, STOPPED, SKIPPED)
     }
+    ended = ", ".join(f"{count} {state}" for state, count in counts.items())
     lines = [
         "# Check of the devices",
         "",
-        ", ".join(f"{count} {state}" for state, count in counts.items()) + ".",
+        f"{ended}, in {sum(outcome.seconds for outcome in outcomes):.0f} s.",
         "",
         "| part | checks | state | seconds | measured, or why not |",
         "|---|---|---|---|---|",
@@ -83,4 +85,5 @@ def _one_line(text: str) -> str:
 def _shown(value: object) -> str:
     if isinstance(value, str):
         return value
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+    large = isinstance(value, int) or (isinstance(value, float) and value >= 1000)
+    return f"{value:,.0f}" if large else f"{value:.3g}"

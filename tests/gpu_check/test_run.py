@@ -88,16 +88,16 @@ def test_the_report_says_what_was_found_and_where_to_look() -> None:
             about="It works.",
             state="passed",
             seconds=1.25,
-            numbers={"error": 1.234e-5, "devices": 2, "how": "well"},
+            numbers={"error": 1.234e-5, "devices": 2, "rate": 8574.2, "how": "well"},
         ),
         Outcome(name="bad", state="failed", reason="a | b\nc", look_at="the cable", trace="one\ntwo\n"),
         Outcome(name="none", state="skipped", reason="no GPU"),
     ]
     text = as_markdown(outcomes, {"torch": "2.13"})
     assert text == (
-        "# Check of the devices\n\n1 passed, 1 failed, 0 stopped, 1 skipped.\n\n"
+        "# Check of the devices\n\n1 passed, 1 failed, 0 stopped, 1 skipped, in 1 s.\n\n"
         "| part | checks | state | seconds | measured, or why not |\n|---|---|---|---|---|\n"
-        "| good | It works. | passed | 1.2 | error: 1.23e-05; devices: 2; how: well |\n"
+        "| good | It works. | passed | 1.2 | error: 1.23e-05; devices: 2; rate: 8,574; how: well |\n"
         "| bad |  | failed | 0.0 | a \\| b c |\n| none |  | skipped | 0.0 | no GPU |\n\n"
         "## bad\n\na \\| b c\n\nLook at: the cable.\n\n```\none\ntwo\n```\n\n## Machine\n\n- torch: 2.13\n"
     )

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from halos.data.batches.collate import collate
-from halos.data.batches.packing import pack
-from halos.policy.logprobs import varlen
+from halos.data.batches.packing import map_tensors, pack
+from halos.policy.checkpointing import checkpoint_layers
+from halos.policy.logprobs import attention, varlen
 from halos.policy.logprobs.completions import completion_logprobs
-from halos.policy.logprobs.flex import ScoreOptions
+from halos.policy.logprobs.flex import ScoreOptions, block_mask
 from halos.policy.logprobs.head import HeadOptions
-from halos.policy.logprobs.packed import attend_by
+from halos.policy.logprobs.packed import attend_by, can_pack
 from halos.policy.logprobs.varlen import sequences_of, varlen_attend
 from tests import tiny
 from tests.policy.logprobs.test_flex import ROWS, visible
@@ -86,6 +87,31 @@ def test_log_probs_and_gradients_are_those_of_pieces(architecture: str, monkeypa
         torch.testing.assert_close(others[name], gradient, rtol=0, atol=1e-9)
     window = getattr(model.config, "sliding_window", None)
     assert set(calls) == {(-1 if window is None else window - 1, 0)}
+
+
+def test_a_packs_table_is_made_once_for_all_layers_and_their_second_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, calls = [], []
+    monkeypatch.setattr(attention, "sequences_of", lambda item: made.append(item) or sequences_of(item))
+    monkeypatch.setattr(varlen, "_varlen_function", lambda: lambda *a, **o: calls.append(1) or one_by_one(*a, **o))
+    model = tiny.model()
+    checkpoint_layers(model, True)
+    assert can_pack(model)  # its trial is over
+    attend_by(model, "varlen")
+    batch = collate(ROWS, mismatched=True, packing=True)
+    completion_logprobs(model.train(), batch, HeadOptions(4)).tokens.sum().backward()
+    layers = model.config.num_hidden_layers
+    assert len(calls) == 3 * layers  # the second pack has no backward pass
+    assert [len(item.input_ids) for item in made] == [len(item.input_ids) for item in batch.packs]
+
+
+def test_tables_are_made_without_the_values_on_the_device() -> None:
+    for item in pack(ROWS, width=11, mismatched=True):
+        on_meta = map_tensors(item, lambda tensor: tensor.to("meta"))  # where reading a value raises
+        sequences, expected = sequences_of(on_meta), sequences_of(item)
+        assert sequences.places.is_meta
+        assert sequences.places.shape == expected.places.shape
+        assert sequences[3:] == expected[3:]
+        assert block_mask(on_meta, None).kv_indices.is_meta
 
 
 def test_scores_with_a_cap_are_refused() -> None:
