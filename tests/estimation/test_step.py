@@ -12,11 +12,9 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import LlamaConfig
 
 from halos.data.batches.collate import collate
-from halos.estimation import functions
+from halos.estimation import functions, rows
 from halos.estimation.division import EXCHANGE, GATHERED, WHOLE_GRADIENTS, Division
-from halos.estimation.head import rows_on
-from halos.estimation.rows import rows
-from halos.estimation.step import Batching, Plan, Traced, backbone_for, trace
+from halos.estimation.step import Batching, Plan, Traced, trace
 from halos.estimation.tracer import Tracer
 from halos.objectives import DPO, KTO, SFT, Objective
 from halos.optim import AdamW, RMSprop
@@ -113,7 +111,7 @@ def test_parts_that_are_known_by_hand(folder: Path) -> None:
 @pytest.mark.parametrize("kind", [DPO, KTO, SFT])
 def test_rows_have_the_lengths_that_are_asked_for_and_share_nothing(kind: type[Objective]) -> None:
     needs = kind(None).data_needs()
-    made = rows(needs, 3, 7, 5)
+    made = rows.rows(needs, 3, 7, 5)
     assert all(len(row.prompt) == 7 and {len(branch) for branch in row.branches} == {5} for row in made)
     branches = 1 + (kind is DPO)
     (first, *_) = collate(made, packing=True, mismatched=needs.flags.mismatched).packs
@@ -140,18 +138,6 @@ def test_cuda_has_no_blocks_of_a_cpu_and_keeps_no_scores(folder: Path) -> None:
     assert longer.memory["activations"] < 2.1 * long.memory["activations"]
 
 
-def test_the_heads_chunks_are_those_that_the_gpu_has_room_for(folder: Path) -> None:
-    options: dict[str, Any] = {"device": "cuda", "objective": SFT, "batching": Batching(examples=32)}
-    plans = (plan(folder, head_chunk=rows, **options) for rows in ("auto", 4096, None))
-    auto, most, whole = (trace(made, 4, 200).memory for made in plans)
-    assert auto == most != whole
-    # Of a GPU whose memory the weights fill, the fewest rows.
-    full = replace(GPUS["h100"], gib=0)
-    policy = backbone_for(plan(folder)).policy
-    assert [rows_on(plan(folder, gpu=gpu), policy) for gpu in (GPUS["h100"], full)] == [4096, 128]
-    assert rows_on(plan(folder, head_chunk=77), policy) == 77
-
-
 # Checkpointing policies
 
 LONG, SHORT = 600, 400
@@ -159,11 +145,10 @@ EXAMPLES = 4
 
 
 def policies(folder: Path, **options: Any) -> dict[bool | str, Traced]:
-    # SFT without packing has no prompts to share, and feeds all tokens of an example but the last.
+    # SFT has no prompts to share, and feeds all tokens of an example but the last. A small head, so that layers count.
     shared: dict[str, Any] = {"objective": SFT, "reference": "cached", "device": "cuda", "precision": "bf16-true"}
-    shared["head_chunk"] = 512  # with more rows, a step of this small model is fullest in its head
     return {
-        policy: trace(plan(folder, gradient_checkpointing=policy, **(shared | options)), LONG, SHORT)
+        policy: trace(plan(folder, gradient_checkpointing=policy, head_chunk=512, **(shared | options)), LONG, SHORT)
         for policy in (False, True, "selective", "offload")
     }
 

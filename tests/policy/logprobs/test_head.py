@@ -9,14 +9,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from halos.data.batches.collate import collate
-from halos.estimation.tracer import Tracer
-from halos.policy.kernels.device_types import traced_as
 from halos.policy.logprobs import chunked_head
 from halos.policy.logprobs.chunked_head import LogitShape, chunked_logprobs
 from halos.policy.logprobs.completions import completion_logprobs
 from halos.policy.logprobs.head import HeadOptions, logit_shape
 from halos.policy.logprobs.packed import can_pack
-from halos.training.gpus import GPUS
 from tests import tiny
 
 SHAPES = [LogitShape(), LogitShape(scale=0.25), LogitShape(cap=1.5), LogitShape(scale=3.0, cap=2.0)]
@@ -138,40 +135,6 @@ def test_autocast_gives_the_weight_a_float32_gradient() -> None:
     assert 1e-4 < (found - exact).abs().max() < 0.1
     assert weight.grad is not None
     assert weight.grad.dtype == torch.float32
-
-
-def on_a_gpu(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    """Let a CPU compute the chunks as a GPU does, in blocks of this many rows."""
-    monkeypatch.setattr(chunked_head, "device_type", lambda tensor: "cuda")
-    monkeypatch.setattr(chunked_head, "BLOCK_BYTES", rows * 4 * VOCABULARY)
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("block", [1, 3, 100])
-def test_a_gpus_blocks_give_the_same(block: int, shape: LogitShape, monkeypatch: pytest.MonkeyPatch) -> None:
-    states, weight, _, targets = tensors()
-    expected = whole(states, weight, None, targets, shape)
-    on_a_gpu(monkeypatch, block)
-    found, _ = chunked_logprobs(states, weight, None, targets, rows=4, shape=shape)
-    torch.testing.assert_close(found, expected)
-    gradients = (torch.autograd.grad(x.sin().sum(), (states, weight)) for x in (found, expected))
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_gpu_has_no_second_copy_of_the_logits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens, vocabulary = 512, 2**16
-    monkeypatch.setattr(chunked_head, "BLOCK_BYTES", 8 * 4 * vocabulary)
-    with torch.device("meta"):
-        states, weight = (torch.empty(n, 8, dtype=dtype, requires_grad=True) for n in (tokens, vocabulary))
-        targets, grad = torch.empty(tokens, dtype=torch.long), torch.empty(tokens)
-    with traced_as("cuda"), Tracer({}, GPUS["h100"], vocabulary) as tracer:
-        logprobs, _ = chunked_logprobs(states, weight, None, targets, rows=tokens)
-        torch.autograd.backward(logprobs, grad)
-    chunk = tokens * (vocabulary + 16) * dtype.itemsize  # each row has a gap
-    # And two float32 blocks: logits and their log-probs.
-    assert chunk < tracer.memory.peak["logits"] <= chunk + 2 * chunked_head.BLOCK_BYTES < 1.1 * chunk
 
 
 def test_no_more_rows_of_logits_exist_than_a_chunk_has(monkeypatch: pytest.MonkeyPatch) -> None:
