@@ -109,27 +109,32 @@ def obstacle(attend: Attend, heads: Heads) -> str | None:
 
 
 def _results(attend: Attend, heads: Heads) -> dict[str, Tensor]:
-    """Output and gradients of a pack, and the output of a pack that continues it, without gradient."""
-    first, second = (map_tensors(item, lambda tensor: tensor.to(heads.device)) for item in _packs())
+    """Output and gradients of packs, and outputs of packs that continue them, without gradient."""
     # The caller may be within a layer that is checkpointed, whose hooks would run the layer again when the trial's
     # backward pass asks for what was saved. It may also be within autocast, or without gradient.
     plain_saving = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    results = {}
     with torch.enable_grad(), plain_saving, torch.autocast(heads.device.type, enabled=False):
-        inputs = _inputs(first, heads)
-        output = attend(first, *inputs, heads.options)
-        weights = torch.linspace(-1, 1, output.numel(), device=output.device, dtype=torch.float64).view_as(output)
-        gradients = torch.autograd.grad((output.double() * weights).sum(), inputs)
-        with torch.no_grad():
-            continued = attend(second, *_inputs(second, heads), heads.options)
-    names = ("gradient of queries", "gradient of keys", "gradient of values")
-    return {"output": output.detach(), **dict(zip(names, gradients, strict=True)), "continued output": continued}
+        # Of two sizes: code that is compiled for the first one is compiled again, for all sizes, at the second.
+        for where, packs in (("", _packs(140)), (" at another size", _packs(151))):
+            first, second = (map_tensors(item, lambda tensor: tensor.to(heads.device)) for item in packs)
+            inputs = _inputs(first, heads)
+            output = attend(first, *inputs, heads.options)
+            weights = torch.linspace(-1, 1, output.numel(), device=output.device, dtype=torch.float64).view_as(output)
+            gradients = torch.autograd.grad((output.double() * weights).sum(), inputs)
+            results[f"output{where}"] = output.detach()
+            for name, gradient in zip(("queries", "keys", "values"), gradients, strict=True):
+                results[f"gradient of {name}{where}"] = gradient
+            with torch.no_grad():
+                results[f"continued output{where}"] = attend(second, *_inputs(second, heads), heads.options)
+    return results
 
 
-def _packs() -> tuple[Pack, ...]:
+def _packs(prompt: int) -> tuple[Pack, ...]:
     # More than a block of FlexAttention; a tree, a short row without branches, and a pack that continues the tree.
     ids = tuple(range(200))
     rows = [
-        Row("tree", 0, ids[:140], (ids[:60], ids[1:38], ids[2:30])),
+        Row("tree", 0, ids[:prompt], (ids[:60], ids[1:38], ids[2:30])),
         Row("row", 1, ids[3:20], (ids[:9], (5,), (6, 7))),
     ]
     return pack(rows, width=60, mismatched=True)

@@ -86,6 +86,18 @@ def test_a_wrong_kernel_is_refused(attend: choice.Attend, what: str, dtype: torc
     assert reason.startswith(f"it differs from attention with all scores: {what.removesuffix('$')}")
 
 
+def test_a_kernel_that_fails_at_another_size_is_refused() -> None:
+    sizes = set()
+
+    def of_one_size(item: Pack, query: Tensor, key: Tensor, value: Tensor, options: ScoreOptions) -> Tensor:
+        sizes.update([] if item.continues else [len(item.input_ids)])
+        if len(sizes) > 1:  # torch.compile makes code for all sizes when it meets the second one
+            raise RuntimeError("no code for dynamic shapes")
+        return exact(item, query, key, value, options)
+
+    assert obstacle(of_one_size, heads()) == "RuntimeError: no code for dynamic shapes"
+
+
 def test_a_window_that_is_one_token_too_wide_is_refused() -> None:
     def wider(item: Pack, query: Tensor, key: Tensor, value: Tensor, options: ScoreOptions) -> Tensor:
         assert options.window is not None
