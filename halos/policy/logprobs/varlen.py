@@ -80,7 +80,8 @@ def varlen_attend(query: Tensor, key: Tensor, value: Tensor, sequences: Sequence
 
 
 def _varlen_function() -> Callable[..., Tensor]:
-    from torch.nn.attention.varlen import varlen_attn  # since PyTorch 2.10
+    # Before PyTorch 2.12 it lacks some of the arguments that are passed here, and the trial refuses it.
+    from torch.nn.attention.varlen import varlen_attn
 
     function: Callable[..., Any] = varlen_attn
     return function
