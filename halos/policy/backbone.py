@@ -265,7 +265,13 @@ class Backbone(nn.Module):
         gather the embeddings and the LM head for this forward and for its backward pass.
         """
         experts = self.router_loss.experts_per_token if with_load and self.router_loss else None
-        options = HeadOptions(self.head_chunk, self.statistics if with_statistics else (), with_hidden, experts)
+        options = HeadOptions(
+            self.head_chunk,
+            self.statistics if with_statistics else (),
+            with_hidden,
+            experts,
+            None if self.sharding is None else self.sharding.tensor_group,
+        )
         logprobs = completion_logprobs(self.policy, batch, options)
         if self.sharded:
             # These are views. FSDP2 attaches hooks to their graph nodes, to gather the weights for the backward pass.

@@ -16,6 +16,7 @@ from halos.policy.logprobs.compiling import compile_layers
 from halos.policy.logprobs.packed import attend_by
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from transformers import PreTrainedTokenizerBase
 
 
@@ -25,6 +26,10 @@ class ModelSharding(Protocol):
     @property
     def device(self) -> torch.device:
         """The device that computes."""
+
+    @property
+    def tensor_group(self) -> ProcessGroup | None:
+        """The devices that compute the same batches together; None: each device computes its own."""
 
     def shard_beside(self, module: nn.Module) -> None:
         """Shard the modules of an objective other than the backbone."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -87,6 +88,11 @@ class Sharding:
         if own := [name for name, _ in module.named_parameters(recurse=False)]:
             expected = f"the parameters of {type(module).__name__} inside modules that are called"
             raise ValueError(f"strategy=fsdp: expected {expected}, found {', '.join(own)}")
+
+    @property
+    def tensor_group(self) -> ProcessGroup | None:
+        """The ranks of this rank's tensor-parallel group, which read the same data."""
+        return None if self.tensor_mesh is None else self.tensor_mesh.get_group()
 
     def begin_micro_batch(self, module: nn.Module, *, last: bool) -> None:
         """Prepare for a backward pass. ``last``: it is the last one of an optimizer step."""

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from halos.policy.adapters import head_delta, plain_head
 from halos.policy.logprobs.chunked_head import LogitShape, chunked_logprobs
+from halos.policy.logprobs.divided_head import RowShare
 from halos.policy.logprobs.head_rows import chunk_rows
 from halos.policy.logprobs.token_statistics import measure
 from halos.policy.router import expert_load
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
@@ -34,12 +36,14 @@ class HeadOptions:
         statistics: names in :data:`halos.policy.logprobs.token_statistics.STATISTICS`.
         with_states: whether to return the states that predict the tokens.
         experts_per_token: of a mixture whose experts' load is returned; None: it is not.
+        group: devices with the same states, over which the rows are divided; None: this device computes all rows.
     """
 
     chunk_rows: int | str | None = None
     statistics: tuple[str, ...] = ()
     with_states: bool = False
     experts_per_token: int | None = None
+    group: ProcessGroup | None = None
 
 
 class Scored(NamedTuple):
@@ -128,10 +132,14 @@ def forward_scored(
     all_states, states = head_input
     rows, statistics = chunk_rows(options.chunk_rows, states, len(head.weight)), options.statistics
     if rows and shape is not None:
-        delta = head_delta(head, states)
+        share = None if options.group is None else RowShare(options.group, len(targets))
+        part, part_targets = (states, targets) if share is None else (share.take(states), share.slice_of(targets))
+        delta = head_delta(head, part)
         logprobs, measured = chunked_logprobs(
-            states, head.weight, head.bias, targets, rows=rows, shape=shape, delta=delta, statistics=statistics
+            part, head.weight, head.bias, part_targets, rows=rows, shape=shape, delta=delta, statistics=statistics
         )
+        if share is not None:
+            logprobs, measured = share.gather(logprobs), share.all_of(measured)
     else:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logprobs = -F.cross_entropy(logits, targets, reduction="none")

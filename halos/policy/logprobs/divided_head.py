@@ -1,0 +1,84 @@
+"""Divides the rows of the LM head over a tensor-parallel group, whose devices all have the same states.
+
+    states [M, H] ── device 0: rows 0 … M/2 ──→ log-probs ──┐
+                  └─ device 1: rows M/2 … M ──→ log-probs ──┴→ log-probs [M] on both
+
+A device computes M/n rows of logits, and the group exchanges a number for each token. In the backward pass it exchanges
+the gradient of the states. A vocabulary divided over the devices would need as many products, but it would exchange
+maxima, sums and a gradient of all states from each device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.distributed import ProcessGroup, all_gather_into_tensor
+
+
+class RowShare:
+    """This device's share of M rows, which are divided into equal parts; the last parts may end with rows of zeros.
+
+    Args:
+        group: the devices, all of which have the same rows.
+        rows: M.
+    """
+
+    def __init__(self, group: ProcessGroup, rows: int) -> None:
+        self.group, self.rows = group, rows
+        self.size = -(-rows // group.size())
+        self.start = group.rank() * self.size
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Return this device's part of rows [M, …]; the gradients of all parts become the gradient of the rows."""
+        return _take(rows, self)
+
+    def gather(self, results: Tensor) -> Tensor:
+        """Return the results of all rows [M, …] from those of this device's part."""
+        return _gather(results, self)
+
+    def slice_of(self, rows: Tensor) -> Tensor:
+        """Return this device's part of rows [M, …]."""
+        missing = self.size * self.group.size() - self.rows
+        padded = F.pad(rows, (0, 0) * (rows.ndim - 1) + (0, missing)) if missing else rows
+        return padded[self.start : self.start + self.size]
+
+    def all_of(self, part: Tensor) -> Tensor:
+        """Exchange the parts [M / n, …] of all devices and return the rows [M, …]."""
+        rows = part.new_empty(self.size * self.group.size(), *part.shape[1:])
+        all_gather_into_tensor(rows, part.contiguous(), group=self.group)
+        return rows[: self.rows]
+
+
+# FSDP2 averages the gradient of the head's weight over all devices, as if each had computed all rows. Here each has
+# computed its own, so the sum is needed: the gradients of the results are multiplied by the number of devices, and
+# those of the states, which every device gets whole, are divided by it again.
+
+
+class _Take(Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, share: RowShare) -> Tensor:
+        ctx.share = share
+        return share.slice_of(rows).clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.share.all_of(gradients[0]) / ctx.share.group.size(), None
+
+
+class _Gather(Function):
+    @staticmethod
+    def forward(ctx: Any, results: Tensor, share: RowShare) -> Tensor:
+        ctx.share = share
+        return share.all_of(results)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.share.slice_of(gradients[0]) * ctx.share.group.size(), None
+
+
+_Shared = Callable[[Tensor, RowShare], Tensor]
+_take, _gather = cast("_Shared", _Take.apply), cast("_Shared", _Gather.apply)
