@@ -130,7 +130,7 @@ RULES: tuple[Rule, ...] = (
     Rule(_SELECTIVE | {"model.dropout": _ON}, "true or offload with dropout",
          "attention that is kept draws no random numbers when its layer runs again; later modules would draw those"),
     Rule(_SELECTIVE | {"data.max_tokens_per_batch": _SET}, "true or offload with data.max_tokens_per_batch",
-         "products of all divisions of a micro-batch would be kept at once"),
+         "products of all parts of a micro-batch would be kept at once"),
     Rule({"model.reference": _one_of("adapter"), "model.lora.enabled": _OFF}, "auto, cached or live without LoRA",
          "the model without its adapter is the reference; set model.lora.enabled=true"),
     Rule({"model.reference_path": _SET, "model.reference": _none_of("auto", "cached")},

@@ -61,7 +61,7 @@ class Simulation:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class BranchScores:
     """What the two models say of n rows with K branches.
 
     Attributes:
@@ -123,7 +123,7 @@ def score_rows(
     *,
     batch_size: int = 32,
     track: Track = iter,
-) -> Scored:
+) -> BranchScores:
     """Compute log-ratios and exact divergences of all branches of the rows, by the code that trains.
 
     Args:
@@ -150,7 +150,7 @@ def score_rows(
         times.append(_now(policy.device))
         clock += np.diff(times)
     ratios, divergences = (torch.cat(column).double() for column in zip(*parts, strict=True))
-    return Scored(ratios, divergences, *clock.tolist())
+    return BranchScores(ratios, divergences, *clock.tolist())
 
 
 def _now(device: torch.device) -> float:
@@ -159,12 +159,14 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def true_kl(scored: Scored, groups: Sequence[int], bootstrap: Bootstrap) -> Estimate:
+def true_kl(scored: BranchScores, groups: Sequence[int], bootstrap: Bootstrap) -> Estimate:
     """KL(π_θ ‖ π_ref) in nats per completion, from rows whose branch is a sample of the policy."""
     return bootstrap.mean(scored.divergence[:, 0].numpy(), groups)
 
 
-def measure(scored: Scored, rows: Sequence[Row], replies: Replies, kl: float, simulation: Simulation) -> list[Measured]:
+def measure(
+    scored: BranchScores, rows: Sequence[Row], replies: Replies, kl: float, simulation: Simulation
+) -> list[Measured]:
     """Measure every estimator on steps of training.
 
     Args:
@@ -192,7 +194,7 @@ def measure(scored: Scored, rows: Sequence[Row], replies: Replies, kl: float, si
     return measured
 
 
-def _points(name: str, scored: Scored, rows: Sequence[Row], simulation: Simulation, replies: Replies) -> Tensor:
+def _points(name: str, scored: BranchScores, rows: Sequence[Row], simulation: Simulation, replies: Replies) -> Tensor:
     # z₀ of every example of every step before the clamp, [steps × batch_size].
     counts_steps = issubclass(REFERENCE_POINTS[name], Running | PolicyKL)
     point = reference_point(name, clamp=False, steps=simulation.point_steps if counts_steps else None).double()
@@ -211,7 +213,7 @@ def _points(name: str, scored: Scored, rows: Sequence[Row], simulation: Simulati
     return torch.cat(steps[warm_up:])
 
 
-def _step(point: ReferencePoint, scored: Scored, rows: Sequence[Row], chosen: Sequence[int]) -> Tensor:
+def _step(point: ReferencePoint, scored: BranchScores, rows: Sequence[Row], chosen: Sequence[int]) -> Tensor:
     own, size = [rows[index] for index in chosen], len(chosen)
     group, index = torch.tensor([row.group for row in own]), torch.tensor(chosen)
     # Each branch is written as one token, as only sums are read.

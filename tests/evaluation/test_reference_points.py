@@ -8,7 +8,7 @@ import torch
 
 from halos.data.rows.token_rows import Row
 from halos.evaluation import point_report
-from halos.evaluation.reference_points import Measured, Replies, Scored, Simulation, _points, measure, score_rows
+from halos.evaluation.reference_points import BranchScores, Measured, Replies, Simulation, _points, measure, score_rows
 from halos.evaluation.statistics import Estimate
 from halos.sampling.scoring import score
 from tests import tiny
@@ -16,7 +16,7 @@ from tests import tiny
 GENERATOR = torch.Generator().manual_seed(0)
 COUNT, KL = 40, 1.5
 ROWS = [Row(f"row {n}", n // 2, (1,), ((2,), (3,))) for n in range(COUNT)]
-SCORED = Scored(
+SCORED = BranchScores(
     torch.randn(COUNT, 2, generator=GENERATOR, dtype=torch.float64) - 0.2,
     torch.rand(COUNT, 2, generator=GENERATOR, dtype=torch.float64),
     policy_seconds=8.0,

@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from halos.data.batches.batch import Batch, Chunk, StepSize
-from halos.data.batches.divisions import divide
 from halos.data.batches.order import MicroBatch
 from halos.data.batches.packing import Pack, divided_places, pack
+from halos.data.batches.parts import divide
 from halos.data.batches.reference_table import ReferenceTable
 from halos.data.rows.joint_rows import by_view, places as places_in, sizes_by_view
 from halos.data.rows.token_rows import Row, graded, group_sizes

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from halos.data.batches.batch import Batch, Chunk
 from halos.data.batches.packing import Pack
-from halos.policy.logprobs.head import HeadOptions, Scored, forward_scored, run
+from halos.policy.logprobs.head import HeadOptions, HeadResults, forward_scored, run
 from halos.policy.logprobs.packed import can_pack, check_packing, pack_logprobs
 from halos.policy.router import padded_weights
 
@@ -91,8 +91,8 @@ def completion_logprobs(model: PreTrainedModel, batch: Batch, options: HeadOptio
 
     Packed rows are used if the batch has them and the model can read them; otherwise there is one forward for each
     chunk of padded rows. Branches that the batch marks as needing no gradient get none. If the batch has several
-    divisions (``data.max_tokens_per_batch``), each division is computed again in the backward pass, so that the
-    activations of only one division are in memory at a time.
+    parts (``data.max_tokens_per_batch``), each part is computed again in the backward pass, so that the
+    activations of only one part are in memory at a time.
 
     Args:
         model: a causal language model.
@@ -100,7 +100,7 @@ def completion_logprobs(model: PreTrainedModel, batch: Batch, options: HeadOptio
         options: how the LM head is computed, and what is returned besides log-probs.
 
     Raises:
-        ValueError: if a batch in several divisions meets a model that cannot read packed rows.
+        ValueError: if a batch in several parts meets a model that cannot read packed rows.
     """
     if sum(pack.needs_grad for pack in batch.packs) > 1:
         check_packing(model)
@@ -133,22 +133,24 @@ def _in_grid(vectors: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
     return vectors.new_zeros(shape.numel(), vectors.shape[-1]).index_copy(0, places, vectors).view(*shape, -1)
 
 
-def _pack_results(model: PreTrainedModel, packs: Sequence[Pack], options: HeadOptions) -> list[Scored]:
-    # A division is a pack with gradient and the packs after it that continue its prompts.
+def _pack_results(model: PreTrainedModel, packs: Sequence[Pack], options: HeadOptions) -> list[HeadResults]:
+    # A part is a pack with gradient and the packs after it that continue its prompts.
     starts = [index for index, pack in enumerate(packs) if pack.needs_grad]
-    divisions = [packs[start:stop] for start, stop in pairwise([*starts, len(packs)])]
+    parts = [packs[start:stop] for start, stop in pairwise([*starts, len(packs)])]
 
-    def compute(_: Tensor, division: Sequence[Pack]) -> list[Scored]:
+    def compute(_: Tensor, part: Sequence[Pack]) -> list[HeadResults]:
         # checkpoint() restores random numbers only for the devices of its direct arguments, and does not look for
         # tensors inside a Pack. Without the unused tensor, dropout would differ in the second run.
-        return pack_logprobs(model, division, options)
+        return pack_logprobs(model, part, options)
 
-    recomputed = len(divisions) > 1 and torch.is_grad_enabled()
-    run_division = partial(checkpoint, compute, use_reentrant=False) if recomputed else compute
-    return [result for division in divisions for result in run_division(division[0].input_ids, division)]
+    recomputed = len(parts) > 1 and torch.is_grad_enabled()
+    run_part = partial(checkpoint, compute, use_reentrant=False) if recomputed else compute
+    return [result for part in parts for result in run_part(part[0].input_ids, part)]
 
 
-def _chunk_results(model: PreTrainedModel, chunk: Chunk, options: HeadOptions, last_states: list[Tensor]) -> Scored:
+def _chunk_results(
+    model: PreTrainedModel, chunk: Chunk, options: HeadOptions, last_states: list[Tensor]
+) -> HeadResults:
     def choose(states: Tensor) -> Tensor:
         chosen = states.flatten(0, 1)[chunk.predicts]
         # If the loss depends only on the last states, the head needs no graph.

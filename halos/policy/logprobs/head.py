@@ -46,7 +46,7 @@ class HeadOptions:
     group: ProcessGroup | None = None
 
 
-class Scored(NamedTuple):
+class HeadResults(NamedTuple):
     """Results for M scored tokens.
 
     Attributes:
@@ -103,7 +103,7 @@ def forward_scored(
     choose: Callable[[Tensor], Tensor],
     options: HeadOptions = HeadOptions(),
     weights: Tensor | None = None,
-) -> tuple[Scored, Tensor]:
+) -> tuple[HeadResults, Tensor]:
     """Run one forward of the model, with its head applied only to the M states that predict a target.
 
     Two kinds of models compute all M rows of logits at once, whatever ``options.chunk_rows`` is: those whose head is
@@ -146,7 +146,7 @@ def forward_scored(
         logits = logits.detach()
         normaliser = logits.logsumexp(1) if statistics else logits  # unused without statistics
         measured = measure(statistics, logits, normaliser, targets)
-    return Scored(logprobs, measured, states.detach() if options.with_states else None, load), all_states
+    return HeadResults(logprobs, measured, states.detach() if options.with_states else None, load), all_states
 
 
 ReadLogits = Callable[[slice], Tensor]

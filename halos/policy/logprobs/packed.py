@@ -21,8 +21,8 @@ from halos.policy.logprobs.choice import AUTO, PIECES
 from halos.policy.logprobs.compiling import uncompiled
 from halos.policy.logprobs.head import (
     HeadOptions,
+    HeadResults,
     ModelOutput,
-    Scored,
     evaluating,
     forward_scored,
     lm_head,
@@ -47,7 +47,7 @@ def attends_by(model: nn.Module) -> str:
     return _kernels.get(model, PIECES)
 
 
-def pack_logprobs(model: PreTrainedModel, packs: Sequence[Pack], options: HeadOptions) -> list[Scored]:
+def pack_logprobs(model: PreTrainedModel, packs: Sequence[Pack], options: HeadOptions) -> list[HeadResults]:
     """Run one forward for each pack, and return the results for each pack's slots of the grid of completion tokens.
 
     A pack without gradient continues the detached keys and values of the pack before it, so that those tokens are not
@@ -58,7 +58,7 @@ def pack_logprobs(model: PreTrainedModel, packs: Sequence[Pack], options: HeadOp
         packs: packs that continue each other.
         options: how the LM head is computed.
     """
-    results, scored, states = list[Scored](), list[Scored](), list[Tensor]()
+    results, scored, states = list[HeadResults](), list[HeadResults](), list[Tensor]()
     attention: PackedAttention | None = None
     kernel = attends_by(model)
     for index, item in enumerate(packs):
@@ -72,13 +72,15 @@ def pack_logprobs(model: PreTrainedModel, packs: Sequence[Pack], options: HeadOp
             logprobs = torch.cat([one.logprobs for one in scored])[item.sources]
             statistics = torch.cat([one.statistics for one in scored])[item.sources]
             chosen = [one.states for one in scored if one.states is not None]
-            results.append(Scored(logprobs, statistics, torch.cat(chosen)[item.sources] if chosen else None, own.load))
+            results.append(
+                HeadResults(logprobs, statistics, torch.cat(chosen)[item.sources] if chosen else None, own.load)
+            )
     return results
 
 
 def _forward(
     model: PreTrainedModel, item: Pack, attention: PackedAttention, earlier: Sequence[Tensor], options: HeadOptions
-) -> tuple[Scored, Tensor]:
+) -> tuple[HeadResults, Tensor]:
     def forward(**outputs: bool) -> ModelOutput:
         # Positions of the keys include those of the earlier tokens; the model gets those of its own tokens.
         ids, positions = item.input_ids[None], item.position[None, -len(item.input_ids) :]

@@ -21,7 +21,7 @@ from torch import Tensor
 from halos.caches import PRIVATE, Seals
 from halos.data.batches.batch import Batch
 from halos.data.batches.collate import collate
-from halos.data.batches.divisions import divide
+from halos.data.batches.parts import divide
 from halos.data.batches.reference_table import KEY_BYTES, Entries, Packed, ReferenceTable, completions, keys_of
 from halos.data.rows.token_rows import Row
 from halos.policy.backbone import Backbone

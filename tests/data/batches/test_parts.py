@@ -1,6 +1,6 @@
 """The parts of a micro-batch that are packed one by one."""
 
-from halos.data.batches.divisions import divide
+from halos.data.batches.parts import divide
 from halos.data.rows.token_rows import Row
 
 
