@@ -90,9 +90,9 @@ class Seals:
             status = path.stat()
             writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
             if status.st_uid not in (0, os.geteuid()) or writable:
-                found = f"owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}"
+                permissions = f"owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}"
                 hint = "remove it, or run chmod go-w, or share the cache with cache_key_file"
-                raise Refused(f"{path} could have been written by another user ({found}); {hint}")
+                raise Refused(f"{path} could have been written by another user ({permissions}); {hint}")
 
 
 PRIVATE = Seals()

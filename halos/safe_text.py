@@ -28,8 +28,8 @@ def visible(text: str, *, one_line: bool = False) -> str:
     """
     if text.isprintable():  # the usual case, in one call
         return text
-    kept = "" if one_line else "\n\t"
-    return "".join(_escape(c) if unicodedata.category(c) in INVISIBLE and c not in kept else c for c in text)
+    allowed = "" if one_line else "\n\t"
+    return "".join(_escape(c) if unicodedata.category(c) in INVISIBLE and c not in allowed else c for c in text)
 
 
 def csv_cell(text: str) -> str:

@@ -306,11 +306,11 @@ def fitting(case: Case, rules: tuple[Rule, ...] = RULES) -> dict[str, list[tuple
     facts = case.facts
     names = {name: getattr(facts, name) for name in Facts.__dataclass_fields__}
     names |= {"noise": facts.noise, "imitated": facts.bare + facts.desirable}
-    found: dict[str, list[tuple[str, Rule]]] = {}
+    rules_by_words: dict[str, list[tuple[str, Rule]]] = {}
     for rule in rules:
         if rule.when(case):
-            found.setdefault(rule.words.format(**names), []).append((rule.because.format(**names), rule))
-    return found
+            rules_by_words.setdefault(rule.words.format(**names), []).append((rule.because.format(**names), rule))
+    return rules_by_words
 
 
 def _balanced(facts: Facts) -> bool:

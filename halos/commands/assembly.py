@@ -169,7 +169,7 @@ def _traits(objective: Objective) -> dict[str, bool]:
         DIVERGENCE: objective.needs.divergence,
         SAMPLES: objective.needs.samples,
         SEVERAL_VIEWS: bool(objective.data_needs().views),
-        STEP_LABELS: any(own.flags.step_labels for own in objective.data_needs().each()),
+        STEP_LABELS: any(view_needs.flags.step_labels for view_needs in objective.data_needs().each()),
         GENERATES: objective.generates,
     }
 
@@ -198,7 +198,7 @@ def _callbacks(
     data: PreferenceDataModule,
     objective: Objective,
 ) -> list[Callback]:
-    kept = {name: value for name, value in plain(cfg.checkpoint).items() if name != "export"}
+    checkpoint_options = {name: value for name, value in plain(cfg.checkpoint).items() if name != "export"}
     callbacks: list[Callback] = [KeepFreedMemory(), ranks.RecordRankAddresses()]
     if cfg.reference_sync.every:
         callbacks.append(ReferenceSync(**plain(cfg.reference_sync)))
@@ -210,7 +210,7 @@ def _callbacks(
         record,
         BoardReport(),
         replies,
-        Checkpoints(folder.checkpoints, identity={}, record=record, **kept),
+        Checkpoints(folder.checkpoints, identity={}, record=record, **checkpoint_options),
     ]
     if isinstance(data, StreamingDataModule):
         callbacks.append(StreamReport(data, folder.root))

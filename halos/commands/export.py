@@ -116,8 +116,8 @@ def hyperparameters(settings: Mapping[str, object]) -> dict[str, object]:
     """
     on = tuple(f"{group}." for group, key in LISTED_GROUPS.items() if key is None or settings[f"{group}.{key}"])
     # Keys that start with _ are Hydra's.
-    own = [key for key in settings if key.startswith(on) and "._" not in key]
-    names = dict.fromkeys([*(key for key in FIRST_KEYS if key in settings), *own, *LISTED_KEYS])
+    group_keys = [key for key in settings if key.startswith(on) and "._" not in key]
+    names = dict.fromkeys([*(key for key in FIRST_KEYS if key in settings), *group_keys, *LISTED_KEYS])
     values = {key: settings[key] for key in names if settings.get(key) is not None}
     return values | {"strategy": settings["strategy.name"]}
 

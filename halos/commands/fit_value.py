@@ -108,8 +108,8 @@ def _rewards(
         raise ValueError(
             "data.select.labels_from_scores: expected null, or rewards that are not these scores; set policy"
         )
-    given = {(prompt_key(r.prompt), c.reply): c.score for r in data.records for c in r.completions}
-    rewards = np.array([given[prompt_key(prompt), reply] for prompt, reply in replies], dtype=float)
+    scores_by_reply = {(prompt_key(r.prompt), c.reply): c.score for r in data.records for c in r.completions}
+    rewards = np.array([scores_by_reply[prompt_key(prompt), reply] for prompt, reply in replies], dtype=float)
     if np.isnan(rewards).all():
         raise ValueError("policy: expected a policy, a judge or scores of the labelled replies in the data, found none")
     return rewards, lengths, "scores in the data"

@@ -101,7 +101,7 @@ def _data_rows(data: HeldData, tokens: ChatTokens, seed: int) -> list[Row]:
             f"completion {n}",
             held.groups[n],
             tuple(ids),
-            tuple(_fit(tokens, own, len(ids)) for own in one.completions),
+            tuple(_fit(tokens, completion_ids, len(ids)) for completion_ids in one.completions),
             context=tuple(map(tuple, one.context)),
         )
         for n, (ids, one) in enumerate(zip(prompts, tokenised, strict=True))
@@ -121,4 +121,4 @@ def _samples(
     draw = partial(sample, end_of_turn=tokens.end_of_turn, pad=tokens.pad, max_new_tokens=cfg.max_new_tokens)
     drawn = draw(model, repeated, seed=seed)
     pairs = enumerate(zip(repeated, drawn, strict=True))
-    return [Row(f"sample {n}", n // count, tuple(ids), (tuple(own),)) for n, (ids, own) in pairs]
+    return [Row(f"sample {n}", n // count, tuple(ids), (tuple(completion_ids),)) for n, (ids, completion_ids) in pairs]

@@ -59,7 +59,7 @@ def _objective(cfg: DictConfig) -> Objective:
     objective = build_objective(cfg, build(cfg.optim))
     if not objective.generates:
         raise ValueError(f"rounds: expected a loss whose policy can be sampled, found {cfg.loss.name}")
-    if any(own.flags.step_labels for own in objective.data_needs().each()):
+    if any(view_needs.flags.step_labels for view_needs in objective.data_needs().each()):
         raise ValueError(
             f"rounds: expected a loss of whole replies, as judges label no steps, found loss={cfg.loss.name}; set "
             "loss.step_labels=false"

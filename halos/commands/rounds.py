@@ -85,8 +85,8 @@ def _summary(cfg: DictConfig, number: int) -> Node:
 def round_config(cfg: DictConfig, number: int) -> DictConfig:
     """The configuration of round ``number``: the command's, with the round's own loss, model, data and folder."""
     # The folder comes first, as other keys are interpolated from it.
-    own = {"output_dir": str(_folder(cfg, number)), "resume": "auto", "overwrite": False}
-    node = plain(OmegaConf.merge(cfg, own))
+    round_settings = {"output_dir": str(_folder(cfg, number)), "resume": "auto", "overwrite": False}
+    node = plain(OmegaConf.merge(cfg, round_settings))
     if number == 0:
         before = node["before"]
         others = {key: value for key, value in before.items() if key != "loss"}

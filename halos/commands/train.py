@@ -126,8 +126,8 @@ def watched(run: Run) -> dict[str, str | None]:
     cfg, metrics = run.cfg, {"checkpoint.best": run.cfg.checkpoint.best}
     if cfg.rounds.round in (None, cfg.rounds.count):  # the round whose result a sweep reads
         metrics["sweep_metric"] = cfg.sweep_metric
-    own = cfg.get("callbacks") or {}
-    return metrics | {f"callbacks.{name}.monitor": node.get("monitor") for name, node in own.items()}
+    callbacks = cfg.get("callbacks") or {}
+    return metrics | {f"callbacks.{name}.monitor": node.get("monitor") for name, node in callbacks.items()}
 
 
 def fit(run: Run) -> None:

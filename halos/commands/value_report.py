@@ -39,7 +39,7 @@ def formula(objective: HALO) -> list[tuple[str, str]]:
     """Return lines about the loss's formula, each with its label."""
     value = objective.value
     numbers = {{"beta": "β", "alpha": "α", "loss_aversion": "λ"}[name]: n for name, n in value.parameters.items()}
-    given = "".join(f", {symbol} = {number:g}" for symbol, number in numbers.items())
+    parameters_text = "".join(f", {symbol} = {number:g}" for symbol, number in numbers.items())
     if objective.view == "pairs":
         signed, factor, kinds, gain = "v(u)", "", "", "r_w − r_l"
     else:
@@ -53,7 +53,7 @@ def formula(objective: HALO) -> list[tuple[str, str]]:
     smoothing = f"powers below 1 are parabolas within ε = {SMOOTHED:g} of 0" if value.smoothed else "none is needed"
     return [
         ("loss", loss + kinds),
-        ("value", f"v(u) = {value.symbols}{given}"),
+        ("value", f"v(u) = {value.symbols}{parameters_text}"),
         ("gain", f"u = {gain}, r = {REWARDS[objective.reward]}"),
         ("smoothing", smoothing),
     ]

@@ -159,7 +159,7 @@ def decide(runs: Sequence[Run]) -> list[Verdict]:
     for run in runs:
         if run.claim is not None:
             by_name.setdefault(str(run.claim.get("name")), []).append(run)
-    return [_decide(own) for own in by_name.values()]
+    return [_decide(claim_runs) for claim_runs in by_name.values()]
 
 
 def as_markdown(verdicts: Sequence[Verdict]) -> str:

@@ -120,18 +120,18 @@ def group(runs: Sequence[Run]) -> list[Group]:
     # As JSON text with sorted keys, since configurations hold lists and cannot be hashed.
     by_config: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        own = by_config[json.dumps(run.config, sort_keys=True)]
+        config_runs = by_config[json.dumps(run.config, sort_keys=True)]
         # A sweep with before=sft trains the same round 0 once for each loss.
-        if not (run.folder.name == "round0" and any(other.seed == run.seed for other in own)):
-            own.append(run)
-    members = [sorted(own, key=lambda run: run.seed) for own in by_config.values()]
-    labels = _labels([own[0].config for own in members])
-    for label, own in zip(labels, members, strict=True):
-        for run, other in pairwise(own):
+        if not (run.folder.name == "round0" and any(other.seed == run.seed for other in config_runs)):
+            config_runs.append(run)
+    members = [sorted(config_runs, key=lambda run: run.seed) for config_runs in by_config.values()]
+    labels = _labels([config_runs[0].config for config_runs in members])
+    for label, config_runs in zip(labels, members, strict=True):
+        for run, other in pairwise(config_runs):
             if run.seed == other.seed:
                 found = f"{run.folder} and {other.folder}, which differ in nothing that counts; leave one out"
                 raise ValueError(f"runs: expected one run of seed {run.seed} of {label}, found {found}")
-    return [Group(label, own) for label, own in zip(labels, members, strict=True)]
+    return [Group(label, config_runs) for label, config_runs in zip(labels, members, strict=True)]
 
 
 def _labels(configs: Sequence[Node]) -> list[str]:

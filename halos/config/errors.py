@@ -58,8 +58,8 @@ def explain(error: BaseException) -> str:
             key = str(cause.full_key or cause.key)
             names = [str(name) for name in cause.parent_node]
             target = str(cause.parent_node.get("_target_") or "") if isinstance(cause.parent_node, DictConfig) else ""
-            own = bool(target) and not target.startswith("halos.")
-            hint = f"; write +{key}=… for a parameter of {target}" if own else ""
+            outside_halos = bool(target) and not target.startswith("halos.")
+            hint = f"; write +{key}=… for a parameter of {target}" if outside_halos else ""
             return f"{key}: no such key{did_you_mean(key.rpartition('.')[2], names)}{hint}"
     # Hydra wraps an error of OmegaConf or of a parser in another one, which only says where it happened.
     last = [cause for cause in _chain(error) if not isinstance(cause, ConfigCompositionException)]

@@ -75,13 +75,15 @@ def _groups(file: Path) -> dict[str, str]:
 
 
 def _all_keys(conf: Path, config: str, chosen: Mapping[str, str]) -> Iterator[Key]:
-    found = {key.name: key for key in keys_with_bases(conf / f"{config}.yaml")}
+    keys_by_name = {key.name: key for key in keys_with_bases(conf / f"{config}.yaml")}
     for group, option in chosen.items():
         file = conf / group / f"{option}.yaml"
         if file.is_file():
-            found |= {key.name: key for key in keys_with_bases(file, group)}
+            keys_by_name |= {key.name: key for key in keys_with_bases(file, group)}
     # An interpolation takes its value from another key.
-    yield from (key for key in found.values() if not (key.name.startswith("data.source.") and "${" in key.default))
+    for key in keys_by_name.values():
+        if not (key.name.startswith("data.source.") and "${" in key.default):
+            yield key
 
 
 def _wrapped(start: str, text: str) -> list[str]:

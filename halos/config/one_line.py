@@ -62,8 +62,8 @@ def line_of(error: BaseException) -> str:
 def _of_hydra(error: BaseException) -> bool:
     """Return whether the error is a system error inside Hydra, which makes ``output_dir``."""
     files = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)]
-    own = [file for file in files if file.name not in ("pathlib.py", "os.py", "<frozen os>")]
-    return isinstance(error, OSError) and bool(own) and own[-1].is_relative_to(Path(hydra.__file__).parent)
+    callers = [file for file in files if file.name not in ("pathlib.py", "os.py", "<frozen os>")]
+    return isinstance(error, OSError) and bool(callers) and callers[-1].is_relative_to(Path(hydra.__file__).parent)
 
 
 def message_of(error: BaseException) -> str:

@@ -32,7 +32,7 @@ def keys(file: Path, prefix: str = "") -> list[Key]:
     lines = file.read_text(encoding="utf-8").splitlines()
     if lines[:1] == ["# @package _global_"]:
         prefix = ""
-    found, path = list[Key](), list[str]()
+    file_keys, path = list[Key](), list[str]()
     for match in filter(None, map(LINE.match, lines)):
         depth = len(match["indent"]) // 2
         path = [*path[:depth], match["key"]]
@@ -40,24 +40,24 @@ def keys(file: Path, prefix: str = "") -> list[Key]:
             continue
         default, comment = match["value"] or "", match["comment"] or ""
         if default or comment:
-            found.append(Key(".".join(filter(None, (prefix, *path))), default, comment))
-    return found
+            file_keys.append(Key(".".join(filter(None, (prefix, *path))), default, comment))
+    return file_keys
 
 
 def keys_with_bases(file: Path, prefix: str = "") -> list[Key]:
     """Return the keys of the files in a file's defaults list, in their order, followed by its own keys."""
-    found: list[Key] = []
+    base_keys: list[Key] = []
     for base in defaults(file):
         if isinstance(base, str) and base != "_self_":
             name, _, package = base.partition("@")  # default@model: its keys lie below model
-            found += keys_with_bases(file.with_name(f"{name}.yaml"), package or prefix)
-    return [*found, *keys(file, prefix)]
+            base_keys += keys_with_bases(file.with_name(f"{name}.yaml"), package or prefix)
+    return [*base_keys, *keys(file, prefix)]
 
 
 def defaults(file: Path) -> list[object]:
     """Return a file's defaults list (Hydra's): the files that it is composed of."""
-    found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    listed = found.get("defaults", []) if isinstance(found, dict) else []
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    listed = content.get("defaults", []) if isinstance(content, dict) else []
     assert isinstance(listed, list)
     return listed
 

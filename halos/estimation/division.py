@@ -75,7 +75,7 @@ def extra(division: Division, backbone: Backbone) -> Extra:
     if not division.divides:
         return Extra()
     layers = [{id(p) for p in layer.parameters()} for layer in repeated_layers(backbone.policy)]
-    own = set(parameters) - set().union(*layers)
+    outside_keys = set(parameters) - set().union(*layers)
 
     def size(keys: set[int], *, gradients: bool = False) -> float:
         # Gradients are added up in float32 where weights are computed in less.
@@ -85,8 +85,8 @@ def extra(division: Division, backbone: Backbone) -> Extra:
 
     sizes = sorted(size(layer) for layer in layers)
     # A layer computes while the next one is gathered. The weights outside of layers stay for the whole step.
-    gathered = size(own) + sum(sizes[-2:] if division.reshard else sizes)
+    gathered = size(outside_keys) + sum(sizes[-2:] if division.reshard else sizes)
     exchanged = max((size(layer, gradients=True) for layer in layers), default=0.0)
     # Every layer's gradients are whole until the layer has computed the last one.
     waiting = max((sum(parameters[key].nbytes for key in layer if key in trained) for layer in layers), default=0)
-    return Extra({GATHERED: gathered}, {EXCHANGE: exchanged + waiting}, {EXCHANGE: size(own, gradients=True)})
+    return Extra({GATHERED: gathered}, {EXCHANGE: exchanged + waiting}, {EXCHANGE: size(outside_keys, gradients=True)})

@@ -10,12 +10,12 @@ from halos.data.rows.token_rows import Row, ViewRows
 def rows(needs: DataNeeds, count: int, prompt: int, completion: int) -> list[Row]:
     """Return examples of these lengths that have no tokens in common."""
     views = needs.views or (needs,)
-    made = []
+    step_rows = []
     for number in range(count):
         # Other first tokens keep prompts and completions apart; the model's vocabulary does not matter here.
         examples = [ViewRows(v.view, (_row(v, number, prompt, completion),), v.flags.mismatched) for v in views]
-        made.append(joint_row(f"{number}", number, examples) if needs.views else examples[0].rows[0])
-    return made
+        step_rows.append(joint_row(f"{number}", number, examples) if needs.views else examples[0].rows[0])
+    return step_rows
 
 
 def _row(needs: DataNeeds, number: int, prompt: int, completion: int) -> Row:

@@ -246,8 +246,8 @@ class _Step:
         layers = {id(p) for layer in repeated_layers(self.backbone.policy) for p in layer.parameters()}
 
         def label(parameter: nn.Parameter) -> None:
-            whole = self.plan.division.keeps_whole(parameter, layers)
-            self.tracer.relabel(WHOLE_GRADIENTS if whole else "gradients", [parameter.grad])
+            is_undivided = self.plan.division.keeps_whole(parameter, layers)
+            self.tracer.relabel(WHOLE_GRADIENTS if is_undivided else "gradients", [parameter.grad])
 
         hooks = [p.register_post_accumulate_grad_hook(label) for p in self.trained]
         try:

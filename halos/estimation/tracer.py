@@ -158,10 +158,10 @@ class Tracer(TorchDispatchMode):
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
         out = func(*args, **(kwargs or {}))
-        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        out_tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if isinstance(func, OpOverload) and not func.is_view:
-            self._count(func, args, kwargs or {}, out, made)
-        for tensor in made:
+            self._count(func, args, kwargs or {}, out, out_tensors)
+        for tensor in out_tensors:
             self._see(tensor, self._label_of(tensor))
         return out
 
@@ -193,7 +193,7 @@ class Tracer(TorchDispatchMode):
         args: tuple[object, ...],
         kwargs: Mapping[str, object],
         out: object,
-        made: list[Tensor],
+        out_tensors: list[Tensor],
     ) -> None:
         space, _, name = func._schema.name.partition("::")
         if space not in ("aten", "mkldnn") or name.startswith(WITHOUT_KERNEL):
@@ -201,7 +201,7 @@ class Tracer(TorchDispatchMode):
         formula = OPERATIONS.get(func._overloadpacket)
         operations = 0 if formula is None else formula(*args, **kwargs, out_val=out)
         read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        touched = [*made, *(made if name in READ_IN_PART else read)]
+        touched = [*out_tensors, *(out_tensors if name in READ_IN_PART else read)]
         moved = sum(tensor.numel() * tensor.itemsize for tensor in touched)
         half = any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in read)
         rate = 1e12 * (self._gpu.bfloat16 if half else self._gpu.float32)

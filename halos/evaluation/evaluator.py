@@ -149,7 +149,7 @@ class LanguageModelEvaluator:
                 opponents = self._opponent_texts(prompts)
                 # Yielded before the judge is called, so that its answers can be checked against what it saw.
                 pairs = zip(samples, opponents, strict=True)
-                samples = [{**line, "opponent": [*map(reply_text, own)]} if own else line for line, own in pairs]
+                samples = [{**line, "opponent": [*map(reply_text, texts)]} if texts else line for line, texts in pairs]
                 yield (results := replace(results, samples=samples))
                 yield (results := self._judged(self.plan.judge, results, drawn, opponents))
         if self.settings.tasks:
@@ -201,8 +201,8 @@ class LanguageModelEvaluator:
         self, judge: CompletionJudge, side: str, prompts: Sequence[Prompt], texts: Texts
     ) -> dict[str, Estimate]:
         """The judge's scores and labels of one side's completions."""
-        answers = [(prompt, text) for prompt, own in zip(prompts, texts, strict=True) for text in own]
-        groups = [group for group, own in enumerate(texts) for _ in own]
+        answers = [(prompt, text) for prompt, prompt_texts in zip(prompts, texts, strict=True) for text in prompt_texts]
+        groups = [group for group, prompt_texts in enumerate(texts) for _ in prompt_texts]
         # Judges that compute their scores always answer. For other judges, a missing answer counts as 0.
         scores = [value or 0.0 for value in judge.scores(answers)]
         metrics = {f"judge/score_{side}": self.bootstrap.mean(scores, groups)}

@@ -144,8 +144,9 @@ def score_rows(
         times.append(_now(policy.device))
         theirs = completion_logprobs(reference, batch, options)
         times.append(_now(policy.device))
-        own, other = divergence_reader(policy, ours), divergence_reader(reference, theirs)
-        divergence = completion_divergence(ours.mask, own, other).sum(-1)
+        policy_reader = divergence_reader(policy, ours)
+        reference_reader = divergence_reader(reference, theirs)
+        divergence = completion_divergence(ours.mask, policy_reader, reference_reader).sum(-1)
         parts.append(((ours.sum - theirs.sum).cpu(), divergence.cpu()))
         times.append(_now(policy.device))
         clock += np.diff(times)
@@ -179,9 +180,9 @@ def measure(
     # A step of training computes y under both models anyway: only what comes on top of it counts.
     share = simulation.batch_size / len(rows)
     mismatched = share * scored.policy_seconds / 2
-    kept = share * (scored.reference_seconds + scored.divergence_seconds) / 2
+    token_seconds = share * (scored.reference_seconds + scored.divergence_seconds) / 2
     refresh = replies.seconds * simulation.refresh_size / len(replies.divergence)
-    seconds = {"mismatched": mismatched, "running": mismatched, "token": kept}
+    seconds = {"mismatched": mismatched, "running": mismatched, "token": token_seconds}
     seconds["policy"] = refresh / simulation.point_steps
     measured = []
     for name in REFERENCE_POINTS:
@@ -214,12 +215,12 @@ def _points(name: str, scored: BranchScores, rows: Sequence[Row], simulation: Si
 
 
 def _step(point: ReferencePoint, scored: BranchScores, rows: Sequence[Row], chosen: Sequence[int]) -> Tensor:
-    own, size = [rows[index] for index in chosen], len(chosen)
-    group, index = torch.tensor([row.group for row in own]), torch.tensor(chosen)
+    chosen_rows, size = [rows[index] for index in chosen], len(chosen)
+    group, index = torch.tensor([row.group for row in chosen_rows]), torch.tensor(chosen)
     # Each branch is written as one token, as only sums are read.
     ratios, divergence = scored.ratios[index][..., None], scored.divergence[index][..., None]
     mask = torch.ones_like(ratios, dtype=torch.bool)
-    batch = Batch(tuple(row.id for row in own), mask, group, StepSize(size, (size, size)))
+    batch = Batch(tuple(row.id for row in chosen_rows), mask, group, StepSize(size, (size, size)))
     z0, _ = point(batch, LogProbs(ratios, mask, divergence=divergence), torch.zeros(size, 2).double())
     point.end_step()
     return torch.as_tensor(z0).expand(size)

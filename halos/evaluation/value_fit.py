@@ -126,10 +126,10 @@ class _Search:
         in_units = self.likelihood.parameter
         return (None if low is None else in_units(name, low)), (None if high is None else in_units(name, high))
 
-    def _add(self, found: optimize.OptimizeResult) -> None:
+    def _add(self, optimum: optimize.OptimizeResult) -> None:
         # Up to three different maxima within reach of the highest: later searches start at each of them.
-        others = [one for one in self.maxima if np.abs(one.x - found.x).max() > 10 * WIDTH]
-        ordered = sorted([*others, found], key=lambda one: one.fun)
+        others = [one for one in self.maxima if np.abs(one.x - optimum.x).max() > 10 * WIDTH]
+        ordered = sorted([*others, optimum], key=lambda one: one.fun)
         self.maxima = [one for one in ordered if one.fun < ordered[0].fun + 2 * DROP][:3]
 
     def _run(self, starts: Sequence[Array], also: Mapping[str, float]) -> optimize.OptimizeResult:
@@ -157,7 +157,7 @@ class _Search:
         return (near + far) / 2
 
     def _fall(self, name: str, coordinate: float, last: Array) -> tuple[float, Array]:
-        found = self._run([last, *(one.x for one in self.maxima)], {name: coordinate})
-        if found.fun < self.best.fun - TOLERANCE:
-            self._add(self._run([found.x], {}))
-        return found.fun - self.best.fun, found.x
+        optimum = self._run([last, *(one.x for one in self.maxima)], {name: coordinate})
+        if optimum.fun < self.best.fun - TOLERANCE:
+            self._add(self._run([optimum.x], {}))
+        return optimum.fun - self.best.fun, optimum.x

@@ -95,8 +95,8 @@ def loss_yaml(name: str, fit: ValueFit, answers: str) -> str:
     """
     settings, reasons = loss_settings(fit)
     intervals = [f"{n} {e.value:.4g} ({_interval(e)})" for n, e in fit.estimates.items()]
-    given = [f"{n} {value:.4g} (given)" for n, value in fit.fixed.items()]
-    comments = [f"The value function fitted to {' '.join(answers.split())}", *intervals, *given, *reasons]
+    fixed = [f"{n} {value:.4g} (given)" for n, value in fit.fixed.items()]
+    comments = [f"The value function fitted to {' '.join(answers.split())}", *intervals, *fixed, *reasons]
     lines = [*(f"# {line}" for line in comments), "defaults:", "  - halo", "  - _self_", f"name: {name}"]
     lines += ["value: kahneman_tversky", *(f"{key}: {value:.4g}" for key, value in settings.items())]
     return "\n".join(lines) + "\n"

@@ -94,9 +94,9 @@ def value_function(value: str, parameters: Mapping[str, float | None]) -> ValueF
         elif number is not None:
             raise ValueError(f"loss.{name}: expected null, as loss.value={text!r} does not read it, found {number!r}")
     bind = _Bind(used)
-    made = ValueFunction(text.strip(), constant, used, bind.visit(deepcopy(tree)), bind.smoothed)
-    _check_finite(made)
-    return made
+    function = ValueFunction(text.strip(), constant, used, bind.visit(deepcopy(tree)), bind.smoothed)
+    _check_finite(function)
+    return function
 
 
 class _Bind(ast.NodeTransformer):
@@ -125,8 +125,8 @@ class _Bind(ast.NodeTransformer):
 def _check_finite(value: ValueFunction) -> None:
     for u in CHECKED:
         point = torch.tensor(u)
-        found = {"value": value(point), "slope": value.slope(point)}
-        for what, number in found.items():
+        numbers = {"value": value(point), "slope": value.slope(point)}
+        for what, number in numbers.items():
             if not number.isfinite():
                 expected = f"expected a finite {what} at u = {u:g}, found {number.item()} of {value.text!r}"
                 hint = "write where(u > 0, …, …) around what has no value for some u"

@@ -48,13 +48,15 @@ def _marked(
 ) -> list[Record]:
     # One call for all records: a judge without a threshold labels by the median of all scores in the call.
     everything: list[PromptCompletion] = [
-        (record.prompt, reply) for record, own in zip(records, replies, strict=True) for reply in own
+        (record.prompt, reply)
+        for record, record_replies in zip(records, replies, strict=True)
+        for reply in record_replies
     ]
     answers = iter(judge.labels(everything) if kind == "binary" else judge.scores(everything))
     judged = []
-    for record, own in zip(records, replies, strict=True):
+    for record, record_replies in zip(records, replies, strict=True):
         answered = []
-        for reply in own:
+        for reply in record_replies:
             answer = next(answers)
             counts[_outcome(kind, answer)] += 1
             if answer is not None:
@@ -77,7 +79,9 @@ def _paired(
     records: Sequence[Record], replies: list[list[Reply]], judge: CompletionJudge, kind: str, counts: Counter[str]
 ) -> list[Record]:
     # All duels in one call, so that a chat judge sends its requests concurrently.
-    places = [(n, i, j) for n, own in enumerate(replies) for i, j in combinations(range(len(own)), 2)]
+    places = [
+        (n, i, j) for n, record_replies in enumerate(replies) for i, j in combinations(range(len(record_replies)), 2)
+    ]
     verdicts = judge.verdicts([(records[n].prompt, replies[n][i], replies[n][j]) for n, i, j in places])
     preferences: dict[int, list[tuple[int, int]]] = {}
     for (n, i, j), verdict in zip(places, verdicts, strict=True):

@@ -156,9 +156,9 @@ class RewardModel(CompletionJudge):
         except TooLarge:
             raise
         except Exception as error:  # whatever libraries make of files that may hold anything
-            found = str(error) or type(error).__name__
-            hint = "; if you know its code, set judge.trust_remote_code=true" if "custom code" in found else ""
-            raise ValueError(f"judge.path: {self.path} could not be loaded as a classifier: {found}{hint}") from error
+            reason = str(error) or type(error).__name__
+            hint = "; if you know its code, set judge.trust_remote_code=true" if "custom code" in reason else ""
+            raise ValueError(f"judge.path: {self.path} could not be loaded as a classifier: {reason}{hint}") from error
 
     def _check_labels(self, config: PreTrainedConfig) -> None:
         if config.num_labels != 1:

@@ -17,11 +17,11 @@ from halos.processes.collectives import all_gather_list, data_rank_and_world
 
 def of_all_ranks(column: Tensor) -> Tensor:
     """Return the values of all ranks, [N], rank by rank. Only this rank's own, ``column`` [B], have a gradient."""
-    own, world = data_rank_and_world()
+    this_rank, world = data_rank_and_world()
     if world == 1:  # no exchange: reading the values would make the host wait for the device
         return column
     ranks = all_gather_list([column.tolist()])
-    return torch.cat([column if rank == own else column.new_tensor(values) for rank, values in enumerate(ranks)])
+    return torch.cat([column if rank == this_rank else column.new_tensor(values) for rank, values in enumerate(ranks)])
 
 
 def own_places(size: int) -> slice:

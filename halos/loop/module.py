@@ -195,13 +195,13 @@ class TrainingLoop(BatchLoss):
             raise ValueError(f"trainer.gradient_clip_algorithm: expected norm, found {gradient_clip_algorithm}; {why}")
         policy = list(self.trained.parameters())
         policy_ids = {id(p) for p in policy}
-        own = [p for p in self.parameters() if id(p) not in policy_ids]
+        outside_policy = [p for p in self.parameters() if id(p) not in policy_ids]
         if gradient_clip_val:
             # The logged norm is that of all parameters, so it is the policy's only if there are no others.
-            clip_gradients(policy, gradient_clip_val, None if own else self._grad_norm)
+            clip_gradients(policy, gradient_clip_val, None if outside_policy else self._grad_norm)
         own_clip = self.own_clip or gradient_clip_val
-        if own_clip and own:
-            clip_gradients(own, own_clip)
+        if own_clip and outside_policy:
+            clip_gradients(outside_policy, own_clip)
 
     @final
     def optimizer_step(

@@ -129,8 +129,8 @@ class Objective(TrainingLoop):
             columns: values for this rank's examples, [B] each; the first column has the dtype of the losses.
             batch: the micro-batch of this rank.
         """
-        own = torch.ones_like(columns[0]) if batch.weights is None else batch.weights.to(columns[0])
-        mine, weights = own_places(len(own)), of_all_ranks(own)
+        rank_weights = torch.ones_like(columns[0]) if batch.weights is None else batch.weights.to(columns[0])
+        mine, weights = own_places(len(rank_weights)), of_all_ranks(rank_weights)
         losses = loss(*map(of_all_ranks, columns), weights)
         return with_others_gradient(self.per_example(losses[mine], batch), losses, weights, mine)
 

@@ -140,8 +140,8 @@ class BCO(Objective):
         self.shift = RewardShift() if reference_point == MIDPOINT else None
         self.reference_point: ReferencePoint | None = None
         if self.shift is None:
-            made = make_reference_point(reference_point, clamp=clamp_reference_point, steps=reference_point_steps)
-            self.reference_point, self.needs = made, Needs() | made.needs
+            point = make_reference_point(reference_point, clamp=clamp_reference_point, steps=reference_point_steps)
+            self.reference_point, self.needs = point, Needs() | point.needs
         elif reference_point_steps is not None:
             expected = f"expected null with loss.reference_point={MIDPOINT}, found {reference_point_steps}"
             raise ValueError(f"loss.reference_point_steps: {expected}; it is a mean over all steps")

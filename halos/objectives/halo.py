@@ -147,8 +147,8 @@ class HALO(Objective):
         super().__init__(backbone, **options)
         check_choice("loss.view", view, VIEWS)
         check_choice("loss.reward", reward, REWARDS)
-        given = {"beta": beta, "alpha": alpha, "loss_aversion": loss_aversion}
-        checked = {name: None if number is None else require_positive(name, number) for name, number in given.items()}
+        numbers = {"beta": beta, "alpha": alpha, "loss_aversion": loss_aversion}
+        checked = {name: None if number is None else require_positive(name, number) for name, number in numbers.items()}
         self.view, self.reward, self.value = view, reward, value_function(value, checked)
         self.beta = self.value.parameters.get("beta", 1.0)
         weights = {"desirable_weight": desirable_weight, "undesirable_weight": undesirable_weight}
@@ -161,9 +161,7 @@ class HALO(Objective):
             _require_null("view=pairs, whose reference point is the rejected completion", **weights, **point)
         if view != "scored":
             _require_null(f"view={view}, which has no scores", threshold=threshold)
-        self.threshold = 0.0
-        if threshold is not None:
-            self.threshold = require_between("threshold", threshold, -math.inf, open_low=True)
+        self.threshold = 0.0 if threshold is None else require_between("threshold", threshold, -math.inf, open_low=True)
         self.weights = {name: 1.0 if w is None else require_weight(name, w) for name, w in weights.items()}
         counted = "auto" in self.weights.values()
         if counted and view == "scored":
@@ -173,8 +171,9 @@ class HALO(Objective):
             None if view == "pairs" else self._make_point(reference_point_steps, clamp_reference_point)
         )
         self.right, self.wrong = _odds(noise, probability_weighting)
-        own = Needs(reference="ratio" in reward, label_counts=counted, moves=self._moves())
-        self.needs = own if self.reference_point is None else own | replace(self.reference_point.needs, moves=own.moves)
+        self.needs = Needs(reference="ratio" in reward, label_counts=counted, moves=self._moves())
+        if self.reference_point is not None:
+            self.needs |= replace(self.reference_point.needs, moves=self.needs.moves)
 
     def _make_point(self, steps: int | None, clamp: bool | None) -> ReferencePoint:
         name, has_reference = self.point_name, "ratio" in self.reward
@@ -196,10 +195,10 @@ class HALO(Objective):
         # A run calls this twice. In the second call, from the Trainer, the weights are already numbers.
         if "auto" not in self.weights.values():
             return
-        found = kto_weights(**self.weights, n_d=desirable, n_u=undesirable)
-        self.weights = dict(zip(self.weights, found, strict=True))
+        weights = kto_weights(**self.weights, n_d=desirable, n_u=undesirable)
+        self.weights = dict(zip(self.weights, weights, strict=True))
         message = "HALO weights from %g desirable and %g undesirable completions: λ_D = %.4g, λ_U = %.4g"
-        log.info(message, desirable, undesirable, *found)
+        log.info(message, desirable, undesirable, *weights)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
         if self.reward.startswith("mean"):

@@ -147,8 +147,8 @@ class KTO(Objective):
         self.desirable_weight = require_weight("desirable_weight", desirable_weight)
         self.undesirable_weight = require_weight("undesirable_weight", undesirable_weight)
         counted = "auto" in (self.desirable_weight, self.undesirable_weight)
-        own = Needs(reference=not reference_free, label_counts=counted, step_labels=step_labels)
-        self.needs = own | self.reference_point.needs
+        loss_needs = Needs(reference=not reference_free, label_counts=counted, step_labels=step_labels)
+        self.needs = loss_needs | self.reference_point.needs
 
     def see_labels(self, desirable: float, undesirable: float) -> None:
         # A run calls this twice. In the second call, from the Trainer, the weights are already numbers.

@@ -100,10 +100,10 @@ class Mix(Objective):
         loss, metrics = dict[str, Mean](), dict[str, Mean]()
         rewards, rewarded = None, 0
         for name, part in self._named_parts():
-            own = batch.view(self._places[name])
-            log_ref = reference.of(own) if part.needs.reference and reference is not None else None
+            part_batch = batch.view(self._places[name])
+            log_ref = reference.of(part_batch) if part.needs.reference and reference is not None else None
             # compute_clamped(), not compute(): a part with a reference applies humanline's clamp itself.
-            output = part.compute_clamped(own, policy.of(own), log_ref)
+            output = part.compute_clamped(part_batch, policy.of(part_batch), log_ref)
             for term, mean in output.loss.items():
                 # A part's only term is named after the part. Weights scale the total of a mean and leave its counts.
                 key = name if len(output.loss) == 1 else f"{name}/{term}"
@@ -114,9 +114,9 @@ class Mix(Objective):
         return Output(loss, rewards, metrics, view=rewarded)
 
     def _needs_of(self, place: int) -> DataNeeds:
-        own = [part.needs for name, part in self._named_parts() if self._places[name] == place]
+        part_needs = [part.needs for name, part in self._named_parts() if self._places[name] == place]
         view, source = self._views[place]
-        return replace(self.view_needs(view, reduce(or_, own)), source=source)
+        return replace(self.view_needs(view, reduce(or_, part_needs)), source=source)
 
     def _named_parts(self) -> list[tuple[str, Objective]]:
         # All parts are objectives; isinstance only restores the type, which nn.ModuleDict loses.
@@ -153,15 +153,15 @@ def _united_needs(needs: Mapping[str, Needs]) -> Needs:
     return reduce(or_, needs.values())
 
 
-def _views(own: Mapping[str, str], data: Mapping[str, str]) -> dict[str, tuple[str, str | None]]:
+def _views(views: Mapping[str, str], data: Mapping[str, str]) -> dict[str, tuple[str, str | None]]:
     """Return the view that each part takes, and the source that it learns from (None: all).
 
     Args:
-        own: the view that each part is for.
+        views: the view that each part is for.
         data: the sources of the parts that have one of their own.
     """
-    if others := data.keys() - own.keys():
-        raise ValueError(f"loss.data: expected names among loss.parts ({', '.join(own)}), found {', '.join(others)}")
-    paired = any(view == "pairs" and name not in data for name, view in own.items())
-    taken = {name: "pairs" if paired and view == "demonstrations" else view for name, view in own.items()}
-    return {name: (own[name], data[name]) if name in data else (view, None) for name, view in taken.items()}
+    if others := data.keys() - views.keys():
+        raise ValueError(f"loss.data: expected names among loss.parts ({', '.join(views)}), found {', '.join(others)}")
+    paired = any(view == "pairs" and name not in data for name, view in views.items())
+    taken = {name: "pairs" if paired and view == "demonstrations" else view for name, view in views.items()}
+    return {name: (views[name], data[name]) if name in data else (view, None) for name, view in taken.items()}

@@ -325,13 +325,13 @@ class Backbone(nn.Module):
         Args:
             policy, reference: log-probs of the same batch, with the hidden states of each model.
         """
-        own = divergence_reader(self.policy, policy)
+        policy_reader = divergence_reader(self.policy, policy)
         if self._reference:
-            other = divergence_reader(self._reference[0].policy, reference)
+            reference_reader = divergence_reader(self._reference[0].policy, reference)
         else:
             with evaluating(self.policy), as_reference(self.policy):
-                other = divergence_reader(self.policy, reference)
-        return completion_divergence(policy.mask, own, other, self.head_chunk)
+                reference_reader = divergence_reader(self.policy, reference)
+        return completion_divergence(policy.mask, policy_reader, reference_reader, self.head_chunk)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # nn.Module calls this for every change of device or precision. Two kinds of tensors keep their precision:

@@ -156,8 +156,8 @@ def recomputed_within(model: nn.Module, context: Callable[[], AbstractContextMan
         for layer in checkpointed_layers(model):
             function = layer.__dict__[FUNCTION]
             restored.callback(setattr, layer, FUNCTION, function)
-            own = function.keywords.get("context_fn", _no_contexts)
-            layer.__dict__[FUNCTION] = partial(function, context_fn=partial(_with_context, own, context))
+            context_fn = function.keywords.get("context_fn", _no_contexts)
+            layer.__dict__[FUNCTION] = partial(function, context_fn=partial(_with_context, context_fn, context))
         yield
 
 
@@ -165,8 +165,8 @@ def _no_contexts() -> Contexts:
     return nullcontext(), nullcontext()
 
 
-def _with_context(own: Callable[[], Contexts], context: Callable[[], AbstractContextManager[None]]) -> Contexts:
-    first, again = own()
+def _with_context(context_fn: Callable[[], Contexts], context: Callable[[], AbstractContextManager[None]]) -> Contexts:
+    first, again = context_fn()
     return first, _both(context(), again)
 
 

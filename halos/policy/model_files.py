@@ -94,5 +94,5 @@ class ModelFiles:
                     "run; use a model whose architecture transformers contains, or, if you know that code, allow it: "
                     f"model.trust_remote_code=true for training, trust_remote_code=[{self.path}] in other commands"
                 ) from error
-            found = str(error) or type(error).__name__
-            raise ValueError(f"model.path: {self.path} could not be loaded by transformers: {found}") from error
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"model.path: {self.path} could not be loaded by transformers: {reason}") from error

@@ -66,14 +66,14 @@ class RouterLoss:
             batch: the micro-batch.
         """
         chosen, probabilities = load
-        own = chosen.new_full((), float(len(batch))) if batch.weights is None else batch.weights.sum().to(chosen)
-        total = all_sum(torch.cat([chosen, own[None]]))
+        weight = chosen.new_full((), float(len(batch))) if batch.weights is None else batch.weights.sum().to(chosen)
+        total = all_sum(torch.cat([chosen, weight[None]]))
         chosen, examples = total[:-1], total[-1]
         tokens = chosen.sum() / self.experts_per_token
         balance = len(chosen) * (chosen / tokens) @ (probabilities / tokens)
         return (
-            Mean(self.coefficient * examples * balance, own, batch.step.examples),
-            Mean(examples * balance.detach(), own),
+            Mean(self.coefficient * examples * balance, weight, batch.step.examples),
+            Mean(examples * balance.detach(), weight),
         )
 
 

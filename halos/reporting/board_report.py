@@ -72,8 +72,8 @@ class BoardReport(Callback):
 
 def log_first(trainer: pl.Trainer, metrics: Mapping[str, Tensor | float], prefix: str, *, under: str = "") -> None:
     """Log the metrics with this prefix that belong into the first section, there ``under`` a prefix of their own."""
-    found = [name for name in FIRST_SECTION if prefix + name in metrics]
-    values = {f"{FIRST}{under}{name}": float(metrics[prefix + name]) for name in found}
+    names = [name for name in FIRST_SECTION if prefix + name in metrics]
+    values = {f"{FIRST}{under}{name}": float(metrics[prefix + name]) for name in names}
     for board in boards(trainer) if values else ():
         board.log_scalars(values, trainer.global_step)
 

@@ -129,13 +129,13 @@ def has_boards(trainer: pl.Trainer) -> bool:
 
 def boards(trainer: pl.Trainer) -> list[Board]:
     """The run's boards; none on other processes than the first."""
-    found: list[Board] = []
+    run_boards: list[Board] = []
     for logger in trainer.loggers if trainer.is_global_zero else ():
         if isinstance(logger, TensorBoardLogger):
-            found.append(TensorBoard(logger.experiment))
+            run_boards.append(TensorBoard(logger.experiment))
         elif isinstance(logger, WandbLogger):
-            found.append(WeightsAndBiases(logger))
-    return found
+            run_boards.append(WeightsAndBiases(logger))
+    return run_boards
 
 
 def _cell(text: str) -> str:

@@ -71,6 +71,6 @@ def policy_replies(
                     with as_reference():
                         befores = sample(reference, theirs, draws=draws, together=backbone.sharded, **options)
     truncated = [ids[-1] != tokens.end_of_turn for ids in drawn]
-    own = [Reply(*reply) for reply in zip(numbers, drawn, truncated, divergences, befores, strict=True)]
-    replies = {reply.prompt: reply for reply in all_gather_list(own)}
+    rank_replies = [Reply(*reply) for reply in zip(numbers, drawn, truncated, divergences, befores, strict=True)]
+    replies = {reply.prompt: reply for reply in all_gather_list(rank_replies)}
     return [replies[number] for number in range(len(prompts))]

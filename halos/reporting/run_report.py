@@ -126,8 +126,8 @@ def show_plan(plan: RunPlan) -> None:
 
 
 def _count(number: float, name: str, plural: str = "s") -> str:
-    whole = int(number) if number % 1 == 0 else number
-    return f"{whole:,} {name}{'' if number == 1 else plural}"
+    shown_number = int(number) if number % 1 == 0 else number
+    return f"{shown_number:,} {name}{'' if number == 1 else plural}"
 
 
 def _share(share: float) -> str:

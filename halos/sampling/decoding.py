@@ -49,10 +49,10 @@ def decodes(model: PreTrainedModel) -> bool:
     It does where ``generate`` calls the model with ids, mask, positions and a ``DynamicCache`` that holds nothing but
     keys and values, with or without sliding windows.
     """
-    own, generator = type(model), cast("GenerativePreTrainedModel", model)
-    if model.config.is_encoder_decoder or getattr(own, "_is_stateful", False):
+    model_class, generator = type(model), cast("GenerativePreTrainedModel", model)
+    if model.config.is_encoder_decoder or getattr(model_class, "_is_stateful", False):
         return False
-    if any(_function(own, name) is not _function(GenerationMixin, name) for name in GENERATION_METHODS):
+    if any(_function(model_class, name) is not _function(GenerationMixin, name) for name in GENERATION_METHODS):
         return False
     if not {"input_ids", "attention_mask", "past_key_values"} <= _arguments(model):
         return False
@@ -180,13 +180,13 @@ def _prefill(
     # One forward where ranks work together, as other ranks have prompts of other lengths.
     for group in [list(rows)] if together else _groups(list(rows)):
         ids, mask = left_padded(group, pad, device)
-        own = [row for prompt in group for row in rows[prompt]]
+        group_rows = [row for prompt in group for row in rows[prompt]]
         source = torch.tensor([n for n, prompt in enumerate(group) for _ in rows[prompt]], device=device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        with cache.placing(Placement(torch.tensor(own, device=device), source, shape)):
+        with cache.placing(Placement(torch.tensor(group_rows, device=device), source, shape)):
             logits = forward(ids, None if len(group[-1]) == ids.shape[1] else mask, positions)
         parts.append(logits[source])
-        order += own
+        order += group_rows
     return torch.cat(parts)[torch.tensor(order, device=device).argsort()]
 
 

@@ -101,10 +101,10 @@ def score(
     read = partial(_logits, device=device or policy.device)
     for start in track(range(0, len(completions), batch_size)):
         batch = slice(start, start + batch_size)
-        own = [() for _ in completions[batch]] if contexts is None else contexts[batch]
+        batch_contexts = [() for _ in completions[batch]] if contexts is None else contexts[batch]
         rows = [
             Row("", n, (), (tuple(ids),), context=(tuple(spans),))
-            for n, (ids, spans) in enumerate(zip(completions[batch], own, strict=True))
+            for n, (ids, spans) in enumerate(zip(completions[batch], batch_contexts, strict=True))
         ]
         ours = read(policy, policy_prompts[batch], rows)
         with as_reference():

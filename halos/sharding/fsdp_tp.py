@@ -68,10 +68,10 @@ class FSDPTP(FSDP):
         """Raise ``ValueError`` unless the number of devices fits both sizes."""
         size = self.tensor_parallel_size
         check_divisor("strategy.tensor_parallel_size", size, devices, "devices (trainer.devices × trainer.num_nodes)")
-        groups, found = devices // size, self.data_parallel_size
-        if found not in (None, groups):
+        groups = devices // size
+        if self.data_parallel_size not in (None, groups):
             expected = f"{groups} ({devices} devices in groups of {size}) or null"
-            raise ValueError(f"strategy.data_parallel_size: expected {expected}, found {found}")
+            raise ValueError(f"strategy.data_parallel_size: expected {expected}, found {self.data_parallel_size}")
 
     @property
     def sharding(self) -> Sharding:

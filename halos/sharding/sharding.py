@@ -85,9 +85,9 @@ class Sharding:
                 self.shard_beside(child)
             else:
                 self._shard(child.to(self.device), self._root_mesh, MixedPrecisionPolicy(), True)
-        if own := [name for name, _ in module.named_parameters(recurse=False)]:
+        if names := [name for name, _ in module.named_parameters(recurse=False)]:
             expected = f"the parameters of {type(module).__name__} inside modules that are called"
-            raise ValueError(f"strategy=fsdp: expected {expected}, found {', '.join(own)}")
+            raise ValueError(f"strategy=fsdp: expected {expected}, found {', '.join(names)}")
 
     @property
     def tensor_group(self) -> ProcessGroup | None:

@@ -79,8 +79,8 @@ def _implied_reward(loss: ImpliedLoss) -> list[str]:
 def _reference_point(loss: ImpliedLoss) -> list[str]:
     # Either the point moves with the completions compared with, or those have no effect: the point is then a constant,
     # such as E_{y' ~ π_ref}[π_θ/π_ref] = 1.
-    found = moves_with_others(loss) or ignores_others(loss)
-    return [] if found else ["the loss is not a function of a difference of rewards"]
+    of_difference = moves_with_others(loss) or ignores_others(loss)
+    return [] if of_difference else ["the loss is not a function of a difference of rewards"]
 
 
 def moves_with_others(loss: ImpliedLoss) -> bool:
@@ -90,8 +90,8 @@ def moves_with_others(loss: ImpliedLoss) -> bool:
 
 def ignores_others(loss: ImpliedLoss) -> bool:
     """Whether a completion's own effect on the loss is the same whatever it is compared with."""
-    own = [loss(0.5, others) - loss(0.0, others) for others in (0.3, 2.3)]
-    return abs(own[0] - own[1]) < TOLERANCE
+    effects = [loss(0.5, others) - loss(0.0, others) for others in (0.3, 2.3)]
+    return abs(effects[0] - effects[1]) < TOLERANCE
 
 
 def _value_function(losses: dict[Side, ImpliedLoss], reward: str) -> list[str]:

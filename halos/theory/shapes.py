@@ -102,16 +102,16 @@ def gradient_bounds(make: Make, side: Side, *, terms: Collection[str] | None = N
     separable = loss.objective.needs.reference and (moves_with_others(loss) or ignores_others(loss))
     if loss.objective.view == "pairs" and not separable:
         ratios, others = _log_ratios(loss, SIZES[::3]), _log_ratios(loss, SIZES[::DECADE])
-    own = _bound(lambda r, other: loss.slopes(r, other)[0], ratios, others)
-    rejected = _bound(lambda r, other: loss.slopes(other, r)[1], ratios, others)
-    return own, rejected
+    completion_bound = _bound(lambda r, other: loss.slopes(r, other)[0], ratios, others)
+    rejected_bound = _bound(lambda r, other: loss.slopes(other, r)[1], ratios, others)
+    return completion_bound, rejected_bound
 
 
 def _bound(slope: Callable[[float, float], float], ratios: Sequence[float], others: Sequence[float]) -> float:
     sizes = np.array([[abs(slope(ratio, other)) for other in others] for ratio in ratios])
     # Where an exponential overflows, the range ends.
-    kept = np.isfinite(sizes).all(axis=1)
-    sizes, ratios = sizes[kept], np.array(ratios)[kept].tolist()
+    is_finite = np.isfinite(sizes).all(axis=1)
+    sizes, ratios = sizes[is_finite], np.array(ratios)[is_finite].tolist()
     inner = sizes[DECADE // 3 : -DECADE // 3, 1:-1] if len(others) > 1 else sizes[DECADE:-DECADE]
     if sizes.max() > min(GROWTH * inner.max(), LARGEST):
         return math.inf

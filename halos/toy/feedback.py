@@ -29,8 +29,8 @@ def behaviour_completion(prompt: str, rng: random.Random) -> str:
         raise ValueError(f"prompt: expected one of the toy language, found {prompt!r}")
     verb = f"we will {rng.choice(world.VERBS)} the"
     stray = rng.choice([name for name in world.TOPICS if name != topic])
-    own, other = world.TOPICS[topic].nouns, world.CHAT + world.TOPICS[stray].nouns
-    about = [[f"{verb} {noun}." for noun in nouns] for nouns in (own, other)]
+    topic_nouns, other_nouns = world.TOPICS[topic].nouns, world.CHAT + world.TOPICS[stray].nouns
+    about = [[f"{verb} {noun}." for noun in nouns] for nouns in (topic_nouns, other_nouns)]
     parts = ((world.KIND_OPENINGS, world.RUDE_OPENINGS), about, (world.KIND_CLOSINGS, world.RUDE_CLOSINGS))
     return " ".join(
         _part(share, sound, faulty, rng) for share, (sound, faulty) in zip(SOUND_SHARES, parts, strict=True)
@@ -74,8 +74,8 @@ def toy_feedback(
         rng = random.Random(f"feedback/{split}/{seed}/{index}")
         if feedback == "pairs":
             records.append(_paired(where, prompt, completions_per_prompt, noise, rng))
-        elif kept := _labelled(prompt, completions_per_prompt, noise, (keep_undesirable, keep_desirable), rng):
-            records.append(Record(where, prompt, kept))
+        elif completions := _labelled(prompt, completions_per_prompt, noise, (keep_undesirable, keep_desirable), rng):
+            records.append(Record(where, prompt, completions))
     return records
 
 
@@ -83,15 +83,15 @@ def _labelled(
     prompt: str, count: int, noise: float, keep: tuple[float, float], rng: random.Random
 ) -> tuple[Completion, ...]:
     """Labelled completions; ``keep`` is (share of the undesirable, share of the desirable)."""
-    kept = []
+    completions = []
     for _ in range(count):
         text = behaviour_completion(prompt, rng)
         # Both numbers are always drawn, so that ``noise`` and ``keep`` do not change the texts that follow.
         flipped, threshold = rng.random() < noise, rng.random()
         desirable = world.is_desirable(prompt, text) != flipped
         if threshold < keep[desirable]:
-            kept.append(Completion(text, desirable=desirable))
-    return tuple(kept)
+            completions.append(Completion(text, desirable=desirable))
+    return tuple(completions)
 
 
 def _paired(where: str, prompt: str, count: int, noise: float, rng: random.Random) -> Record:

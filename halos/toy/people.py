@@ -95,15 +95,15 @@ def _kinds(turn: str, reply: str) -> list[str] | None:
     places = [_place(sentence, topic) for sentence in sentences]
     known = [place for place in places if place is not None]
     ordered = all(one[0] < other[0] for one, other in itertools.pairwise(known))
-    whole = " ".join(sentences) == reply.strip()
-    return [kind for _, kind in known] if whole and known and ordered and len(known) == len(places) else None
+    covers_reply = " ".join(sentences) == reply.strip()
+    return [kind for _, kind in known] if covers_reply and known and ordered and len(known) == len(places) else None
 
 
 def _place(sentence: str, topic: str | None) -> tuple[int, str] | None:
     # Where the sentence stands in a reply, and its kind.
     if match := _SPECIFIC.fullmatch(sentence):
-        found = _TOPIC_OF.get(match[1])
-        return None if found is None else (1, "specific" if found == topic else "wrong")
+        noun_topic = _TOPIC_OF.get(match[1])
+        return None if noun_topic is None else (1, "specific" if noun_topic == topic else "wrong")
     return _PLACES.get(sentence)
 
 

@@ -117,8 +117,8 @@ class Checkpoints(Checkpoint):
                 # Checkpoints of later steps were written before the run was resumed at an earlier step, or are damaged.
                 others = [old for old in by_step(self.folder) if old != path]
                 earlier = [old for old in others if step_of(old) < step_of(path)]
-                kept = earlier if self.keep is None else earlier[: self.keep - 1]
-                for old in set(others) - {*kept, self.best_path}:
+                retained = earlier if self.keep is None else earlier[: self.keep - 1]
+                for old in set(others) - {*retained, self.best_path}:
                     remove(old)
         except (OSError, RuntimeError) as error:
             if (reason := _system_error(error)) is None:

@@ -44,5 +44,5 @@ def gpu_named(device: str) -> GPU | None:
     """Return the GPU that a driver's name stands for, such as ``NVIDIA H100 80GB HBM3``; None if it is not listed."""
     models = {name.partition("-")[0].removeprefix("rtx").upper(): gpu for name, gpu in GPUS.items()}
     # The longest match, because the name of an A100 contains that of an A10.
-    found = max((model for model in models if model in device), key=len, default=None)
-    return None if found is None else models[found]
+    model_name = max((model for model in models if model in device), key=len, default=None)
+    return None if model_name is None else models[model_name]

@@ -83,8 +83,8 @@ class RunRecord(Callback):
 
     def complete_validation(self, metrics: Mapping[str, float]) -> None:
         """Add metrics of the last validation that were measured after its end."""
-        own = self.validations[-1][1]
-        own |= {name: value for name, value in metrics.items() if name not in own}
+        last_metrics = self.validations[-1][1]
+        last_metrics |= {name: value for name, value in metrics.items() if name not in last_metrics}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.take_losses(trainer)

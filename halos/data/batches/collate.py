@@ -112,7 +112,7 @@ def step_size(rows: Sequence[Row], members: Sequence[Members | None] | None = No
     if not views:
         return _size(rows, len(rows[0].branches), members[0])
     parts = zip(by_view(rows), views, members, strict=True)
-    return StepSize(len(rows), (), views=tuple(_size(own, view.branches, sizes) for own, view, sizes in parts))
+    return StepSize(len(rows), (), views=tuple(_size(of_view, view.branches, sizes) for of_view, view, sizes in parts))
 
 
 def _size(rows: Sequence[Row], branches: int, members: Members | None) -> StepSize:
@@ -153,15 +153,15 @@ def _of_view(rows: Sequence[Row], number: int, step: StepSize, grid: tuple[int, 
     view, (branches, width) = rows[0].views[number], grid
     # If a rank's records have no example of a view, its batch has the same tensors, for 0 examples.
     batch = _described(
-        [own for row in rows for own in row.views[number].rows],
+        [example for row in rows for example in row.views[number].rows],
         step.views[number],
         shape=(view.branches, width),
         labelled=view.view in ("binary", "scored"),
         scored=view.view == "scored",
         pairs=view.view == "pairs",
     )
-    places = [(b, own) for b, row in enumerate(rows) for own in places_in(row, row.views[number])]
-    slots = [[b * branches + k for k in own] for b, own in places]
+    places = [(b, branch_places) for b, row in enumerate(rows) for branch_places in places_in(row, row.views[number])]
+    slots = [[b * branches + k for k in branch_places] for b, branch_places in places]
     batch.places = torch.tensor(slots, dtype=torch.long).view(-1, view.branches)
     return batch
 
@@ -207,8 +207,8 @@ def _chunks(
     if not places:
         # A forward must run even so: collectives of sharded models hang if one rank runs fewer than the others.
         none = torch.zeros(0, dtype=torch.long)
-        own = none if last_hidden else None
-        return [Chunk(torch.full((1, 1), PAD, dtype=torch.long), none, none, none, needs_grad, own, own)]
+        ends = none if last_hidden else None
+        return [Chunk(torch.full((1, 1), PAD, dtype=torch.long), none, none, none, needs_grad, last=ends, owners=ends)]
     ordered = sorted(places, key=lambda place: len(rows[place[0]].prompt) + len(rows[place[0]].branches[place[1]]))
     # The sizes of chunks differ by at most one. With fewer sequences than chunks, each sequence is a chunk of its own.
     edges = sorted({len(ordered) * number // count for number in range(count + 1)})

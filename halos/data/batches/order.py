@@ -52,7 +52,7 @@ class Division:
         """Examples in an optimizer step, on all ranks."""
         return self.batch_size * self.world_size * self.accumulate
 
-    def own(self, number: int) -> slice:
+    def rank_slice(self, number: int) -> slice:
         """The places of this rank's examples in their step, for micro-batch ``number`` of the step."""
         start = (number * self.world_size + self.rank) * self.batch_size
         return slice(start, start + self.batch_size)
@@ -131,7 +131,7 @@ class TrainingOrder(Sampler[MicroBatch]):
             # A micro-batch depends only on its number, so a resumed run can start at any of them.
             step_number, micro_step = divmod(number, self.division.accumulate)
             step = self._step(step_number * per_step, per_step)
-            yield MicroBatch(step[self.division.own(micro_step)], step)
+            yield MicroBatch(step[self.division.rank_slice(micro_step)], step)
 
     def _step(self, start: int, length: int) -> tuple[int, ...]:
         """The examples ``start`` to ``start + length`` of the stream of all passes."""
@@ -213,6 +213,6 @@ def validation_order(size: int, division: Division) -> list[MicroBatch]:
     order = []
     for number in range(count):
         step = tuple(range(size * number // count, size * (number + 1) // count))
-        own = step[len(step) * rank // world_size : len(step) * (rank + 1) // world_size]
-        order.append(MicroBatch(own, step))
+        rank_rows = step[len(step) * rank // world_size : len(step) * (rank + 1) // world_size]
+        order.append(MicroBatch(rank_rows, step))
     return order

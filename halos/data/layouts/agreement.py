@@ -23,7 +23,7 @@ def one_prompt(
         None if the conversations have no common beginning.
     """
     (prompt, reply), (prompt_of_other, reply_of_other) = one, other
-    several = any(len(turns_of_reply(own)) > 1 for own in (reply, reply_of_other))
+    several = any(len(turns_of_reply(side_reply)) > 1 for side_reply in (reply, reply_of_other))
     if prompt_key(prompt) == prompt_key(prompt_of_other) and not several:
         return prompt, reply, reply_of_other
     wholes = [(*turns_of(start), *turns_of_reply(end)) for start, end in (one, other)]
@@ -41,8 +41,8 @@ def check_agreement(where: str, key: str, prompt: Prompt, turns: Prompt) -> None
     The prompt may also be the beginning of these turns. One that is a text may repeat the first user turn only, as
     UltraFeedback's does.
     """
-    own = turns_of(prompt)
-    if prompt_key(prompt) == prompt_key(tuple(turns_of(turns))[: len(own)]):
+    prompt_turns = turns_of(prompt)
+    if prompt_key(prompt) == prompt_key(tuple(turns_of(turns))[: len(prompt_turns)]):
         return
     question = next((message.content for message in turns_of(turns) if message.role == "user"), None)
     if isinstance(prompt, str) and question is not None and question.strip() == prompt.strip():

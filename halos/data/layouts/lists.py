@@ -90,8 +90,8 @@ class ListReader(RowReader):
 
     def _item(self, where: str, name: str, item: object, own_format: bool) -> Completion:
         text = self._key("text")
-        found = value_at(item, text) if isinstance(item, Mapping) else None
-        if not isinstance(item, Mapping) or (found is not None) == (own_format and has(item, "messages")):
+        item_text = value_at(item, text) if isinstance(item, Mapping) else None
+        if not isinstance(item, Mapping) or (item_text is not None) == (own_format and has(item, "messages")):
             raise wrong(where, name, f"an object with {text!r}" + (" or 'messages'" if own_format else ""), item)
         unknown = sorted(set(item) - COMPLETION_KEYS) if own_format and "rank" not in self.roles else []
         # A mistyped 'desirable' would otherwise pass for a completion without feedback.
@@ -100,10 +100,10 @@ class ListReader(RowReader):
                 f"{where}: expected {name!r} to have 'text' (or 'messages'), 'desirable', 'score' and 'steps' only; "
                 f"found {shorten(unknown[0])}"
             )
-        place, value = (f"{name}.messages", item["messages"]) if found is None else (f"{name}.{text}", found)
+        place, value = (f"{name}.messages", item["messages"]) if item_text is None else (f"{name}.{text}", item_text)
         reply: Reply
-        if found is not None and not isinstance(found, list | dict):
-            reply = text_of(where, place, found)
+        if item_text is not None and not isinstance(item_text, list | dict):
+            reply = text_of(where, place, item_text)
         else:
             reply = messages_of(where, place, chat_of(value, self.role_names))
             if not reply[-1].weight:

@@ -22,10 +22,10 @@ class PairReader(RowReader):
     """Reads rows with a chosen and a rejected reply, or with two sides and what says which is better."""
 
     def _preferred(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
-        own = self._prompt(where, row, dropped)
+        row_prompt = self._prompt(where, row, dropped)
         paths = [self._required(where, row, role)[0] for role in ("chosen", "rejected")]
-        (before, chosen), (before_rejected, rejected) = (self._reply(where, row, path, own) for path in paths)
-        prompt, other = before or own, before_rejected or own
+        (before, chosen), (before_rejected, rejected) = (self._reply(where, row, path, row_prompt) for path in paths)
+        prompt, other = before or row_prompt, before_rejected or row_prompt
         if prompt is None or other is None:
             text, chosen, rejected = common_prompt(where, reply_text(chosen), reply_text(rejected))
             dropped[f"{NOTED}prompts that are the common start of both sides"] += 1
@@ -35,9 +35,9 @@ class PairReader(RowReader):
             dropped[DIFFERENT_PROMPTS] += 1
             return None
         prompt, chosen, rejected = compared
-        if own is not None:
-            check_agreement(where, paths[0], own, prompt)
-        if isinstance(own, tuple) and isinstance(self._value(row, "prompt"), str):
+        if row_prompt is not None:
+            check_agreement(where, paths[0], row_prompt, prompt)
+        if isinstance(row_prompt, tuple) and isinstance(self._value(row, "prompt"), str):
             # The space after "Assistant:" belongs to the transcript.
             chosen, rejected = (reply.strip() if isinstance(reply, str) else reply for reply in (chosen, rejected))
         scores = [self.roles.get(role) for role in ("score_chosen", "score_rejected")]
@@ -49,9 +49,11 @@ class PairReader(RowReader):
 
     def _compared(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         sides = self._pair_of_paths("sides")
-        own = self._prompt(where, row, dropped)
-        replies = [self._reply(where, row, side, own) for side in sides]
-        prompts = [self._agreed(where, side, own, before) for side, (before, _) in zip(sides, replies, strict=True)]
+        row_prompt = self._prompt(where, row, dropped)
+        replies = [self._reply(where, row, side, row_prompt) for side in sides]
+        prompts = [
+            self._agreed(where, side, row_prompt, before) for side, (before, _) in zip(sides, replies, strict=True)
+        ]
         if prompts[0] is None or prompts[1] is None:
             raise missing_prompt(where, row, self.roles)
         compared = one_prompt((prompts[0], replies[0][1]), (prompts[1], replies[1][1]))

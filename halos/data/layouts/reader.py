@@ -90,10 +90,12 @@ class RowReader:
             return prompt
         return with_turns(prompt, history_of(where, str(self.roles["history"]), history, self.role_names))
 
-    def _reply(self, where: str, row: RawRow, path: Path, own: TextOrTurns | None) -> tuple[tuple[Message, ...], Reply]:
+    def _reply(
+        self, where: str, row: RawRow, path: Path, row_prompt: TextOrTurns | None
+    ) -> tuple[tuple[Message, ...], Reply]:
         """Return the turns in a completion's column: those before the completion, and the completion.
 
-        If the row has a prompt (``own``) and the turns begin with an assistant turn, all turns are the completion.
+        If the row has a prompt and the turns begin with an assistant turn, all turns are the completion.
         """
         value = chat_of(value_at(row, path), self.role_names)
         if value is None:
@@ -101,17 +103,17 @@ class RowReader:
         if self.declaration.split_transcripts and isinstance(value, str) and (turns := conversation_in(value)):
             return turns[:-1], turns[-1].content
         before, reply = reply_of(where, {path: value}, path)
-        if own is not None and before and before[0].role == "assistant":
+        if row_prompt is not None and before and before[0].role == "assistant":
             return (), (*before, *turns_of_reply(reply))
         return before, reply
 
     def _agreed(
-        self, where: str, path: Path, own: TextOrTurns | None, before: tuple[Message, ...]
+        self, where: str, path: Path, row_prompt: TextOrTurns | None, before: tuple[Message, ...]
     ) -> TextOrTurns | None:
         """Return the prompt of a completion: the turns before it, or else the row's prompt. The two have to agree."""
-        prompt = before or own
-        if before and own is not None:
-            check_agreement(where, path, own, before)
+        prompt = before or row_prompt
+        if before and row_prompt is not None:
+            check_agreement(where, path, row_prompt, before)
         return prompt
 
     def _score(self, where: str, row: RawRow, path: Path | None) -> float | None:

@@ -192,11 +192,11 @@ class _Finder:
     def _sides(self, filled: bool) -> bool:
         if "sides" not in self.roles:
             pairs = [pair for stem in self._stems() if (pair := self._pair_of(stem))]
-            found = next((p for p in pairs if not filled or any(has_content(value_at(self.row, s)) for s in p)), None)
-            if found is None:
+            columns = next((p for p in pairs if not filled or any(has_content(value_at(self.row, s)) for s in p)), None)
+            if columns is None:
                 return False
-            self.roles["sides"] = found
-            self.taken.update(found)
+            self.roles["sides"] = columns
+            self.taken.update(columns)
         sides = self.roles["sides"]
         if "scores" not in self.roles:
             ends = [re.sub(r".*?([ab012])$", r"\1", side, flags=re.IGNORECASE) for side in sides]
@@ -227,11 +227,11 @@ class _Finder:
         return None
 
     def _pair(self, filled: bool) -> bool:
-        found = self._found("chosen", filled) | self._found("rejected", filled)
-        if found:  # if only one was found, the reader of pairs raises an error that explains it
+        has_pair = self._found("chosen", filled) | self._found("rejected", filled)
+        if has_pair:  # if only one was found, the reader of pairs raises an error that explains it
             self.roles.setdefault("chosen", "chosen")
             self.roles.setdefault("rejected", "rejected")
-        return found
+        return has_pair
 
     def _named_pair(self, filled: bool) -> bool:
         if {"chosen", "rejected"} <= set(self.row):

@@ -152,7 +152,7 @@ class Values:
                     f"data.values: expected {min(both)!r} to mean one thing, found it in {one} and {other}"
                 )
         everything = frozenset().union(*words.values())
-        meant = {name: own | (MEANINGS[name] - everything) for name, own in words.items()}
+        meant = {name: spellings | (MEANINGS[name] - everything) for name, spellings in words.items()}
         object.__setattr__(self, "_words", meant)
 
     def listed(self) -> dict[str, list[object]]:

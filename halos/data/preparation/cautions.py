@@ -64,10 +64,10 @@ def warn_of_one_class(name: str, labels: np.ndarray) -> None:
     if not len(labels) or (labels.any() and not labels.all()):
         return
     if labels.all():
-        found, help_ = "desirable and none is undesirable", "add undesirable ones, or imitate these with loss=sft"
+        kind, help_ = "desirable and none is undesirable", "add undesirable ones, or imitate these with loss=sft"
     else:
-        found, help_ = "undesirable and none is desirable", "add desirable ones, or it learns only what not to write"
-    log.warning("data: all %s are %s, but this loss learns from their difference; %s", name, found, help_)
+        kind, help_ = "undesirable and none is desirable", "add desirable ones, or it learns only what not to write"
+    log.warning("data: all %s are %s, but this loss learns from their difference; %s", name, kind, help_)
 
 
 @first_process_only
@@ -84,5 +84,5 @@ def warn_of_imbalance(loss: Mapping[str, object], counts: tuple[float, float] | 
     desirable, undesirable = (cast("float", weight) * count for weight, count in zip(weights, counts, strict=True))
     if max(desirable, undesirable) > IMBALANCE * min(desirable, undesirable) > 0:
         key = "desirable_weight" if desirable < undesirable else "undesirable_weight"
-        found = f"{counts[0]:,g} desirable and {counts[1]:,g} undesirable training completions"
-        log.warning("data: %s: loss.%s=auto balances their weights", found, key)
+        counts_text = f"{counts[0]:,g} desirable and {counts[1]:,g} undesirable training completions"
+        log.warning("data: %s: loss.%s=auto balances their weights", counts_text, key)

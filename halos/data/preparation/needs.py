@@ -56,8 +56,8 @@ class DataNeeds:
         """A key that two needs share if the same rows satisfy both."""
         controls = tuple(self.control(label) for label in (True, False, None))
         # `flags` may be the loss's whole Needs: whether it reads a reference, say, makes no difference to the rows.
-        own = tuple(getattr(self.flags, field.name) for field in fields(RowNeeds))
-        return self.view, self.source, controls, own, *(needs.key() for needs in self.views)
+        row_flags = tuple(getattr(self.flags, field.name) for field in fields(RowNeeds))
+        return self.view, self.source, controls, row_flags, *(needs.key() for needs in self.views)
 
     @property
     def form(self) -> str:

@@ -126,7 +126,7 @@ class Preparation:
             ValueError: if the records have no example of a view, or for settings that have no effect on any view.
         """
         each = needs.each()
-        views = [own.view for own in each]
+        views = [view_needs.view for view_needs in each]
         self.selection.check(*views)
         if self.train_on not in ("last", "all"):
             raise ValueError(f"data.train_on: expected last or all, found {self.train_on!r}")
@@ -142,16 +142,16 @@ class Preparation:
             if self.train_on == "all":
                 records, counts = expand_turns(records, self.store)
             derived: list[Examples[Example]] = []
-            for own in each:
-                examples, report = self._view(own, split, records, training)
+            for view_needs in each:
+                examples, report = self._view(view_needs, split, records, training)
                 derived.append(examples)
-                counts.update(of_view(own.name, report) if needs.views else report)
-            whole = JointExamples(tuple(derived)) if needs.views else derived[0]
+                counts.update(of_view(view_needs.name, report) if needs.views else report)
+            split_examples = JointExamples(tuple(derived)) if needs.views else derived[0]
             max_size = self.max_examples if split == "train" else self.max_val_examples
-            intake.examples[split] = _sample(whole, max_size, self.seed)
-            for own, examples in zip(each, intake.examples[split].views, strict=True):
+            intake.examples[split] = _sample(split_examples, max_size, self.seed)
+            for view_needs, examples in zip(each, intake.examples[split].views, strict=True):
                 weighted = +Counter({"examples with a weight": int((examples.weights != 1).sum())})
-                counts.update(of_view(own.name, weighted) if needs.views else weighted)
+                counts.update(of_view(view_needs.name, weighted) if needs.views else weighted)
             intake.reports[split] += counts
         intake.records = {}  # frees the columns of numbers, which are long for a large data set
 
@@ -159,9 +159,9 @@ class Preparation:
         self, needs: DataNeeds, split: str, records: RecordTable, training: RecordTable
     ) -> tuple[Examples[Example], Counter[str]]:
         """Return the examples of one view of a split, and counts of what was converted or left out."""
-        own, places = self._of_source(needs.source, records)
-        prepare = self.selection.prepare(needs.view, own, self._of_source(needs.source, training)[0])
-        examples, report = VIEWS[needs.form](own, prepare)
+        source_records, places = self._of_source(needs.source, records)
+        prepare = self.selection.prepare(needs.view, source_records, self._of_source(needs.source, training)[0])
+        examples, report = VIEWS[needs.form](source_records, prepare)
         if needs.flags.step_labels and split == "train" and not report["steps with a label"]:
             raise ValueError(
                 "loss.step_labels: expected completions whose steps have labels (data.columns.steps=…), found none; "
@@ -172,8 +172,8 @@ class Preparation:
         # keep() draws from training data only, so that the metrics of validation data can be compared between runs.
         if split != "train":
             return examples, report
-        kept, not_kept = self.selection.keep(examples, self.seed)
-        return kept, report + not_kept
+        selected, left_out = self.selection.keep(examples, self.seed)
+        return selected, report + left_out
 
     def _of_source(self, name: str | None, records: RecordTable) -> tuple[RecordTable, np.ndarray]:
         """Return the records of one source of ``data=mix`` (None: of all), and their places in ``records``."""
@@ -190,19 +190,19 @@ class Preparation:
         tokens = self.tokens(tokenizer)
         for split, examples in intake.examples.items():
             views = list(examples.views)
-            for n, own in enumerate(needs.each()):
-                if not own.flags.step_labels:
+            for n, view_needs in enumerate(needs.each()):
+                if not view_needs.flags.step_labels:
                     continue
                 # Without a cache the rows are made twice: here, and again for the steps that remain.
                 rows = make_rows(views[n], tokens, control=needs.control, store=self.store).table.views[0]
                 reasons = rows.unlearnable_steps()
-                kept = np.flatnonzero(~np.any(list(reasons.values()), axis=0))
-                if not len(kept):
+                learnable = np.flatnonzero(~np.any(list(reasons.values()), axis=0))
+                if not len(learnable):
                     expected = f"expected a step that fits into {self.limits.max_length} tokens with its prompt"
                     raise ValueError(f"data.max_length: {expected}, found none in the {split} data")
-                views[n] = views[n].take(kept)
+                views[n] = views[n].take(learnable)
                 report = {reason: int(of_rows.sum()) for reason, of_rows in reasons.items()}
-                intake.reports[split] += Counter(of_view(own.name, report) if needs.views else report)
+                intake.reports[split] += Counter(of_view(view_needs.name, report) if needs.views else report)
             intake.examples[split] = JointExamples(tuple(views)) if needs.views else views[0]
 
     def tokenise(self, intake: Intake, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> dict[str, SplitRows]:
@@ -215,20 +215,20 @@ class Preparation:
         splits: dict[str, SplitRows] = {}
         for split, examples in intake.examples.items():
             views: list[SplitRows] = []
-            for own, view_examples in zip(needs.each(), examples.views, strict=True):
+            for view_needs, view_examples in zip(needs.each(), examples.views, strict=True):
                 rows = make_rows(
                     view_examples,
                     tokens,
                     control=needs.control,
-                    mismatched_seed=self.seed if own.flags.mismatched else None,
+                    mismatched_seed=self.seed if view_needs.flags.mismatched else None,
                     origin=partial(origin_of, origins=origins),
                     store=self.store,
                 )
-                check_graded(rows.table, own)
+                check_graded(rows.table, view_needs)
                 views.append(rows)
             splits[split] = rows = views[0]
             if isinstance(examples, JointExamples):
-                splits[split] = rows = joined([(own.view, own.name) for own in needs.views], views, examples)
+                splits[split] = rows = joined([(v.view, v.name) for v in needs.views], views, examples)
             intake.reports[split] += Counter({"examples": len(rows)}) + rows.report
             intake.tokenised(split, rows)
         intake.examples = {}  # frees the texts: from here on only the rows are read

@@ -177,10 +177,10 @@ def read_folder(folder: Path, split: str | None, *, streaming: bool = False) -> 
 
 def _check_size(folder: Path) -> None:
     # datasets walks through all folders below. A mistyped path may be a home folder or the root of the disk.
-    found = 0
+    entries = 0
     for _, folders, files in os.walk(folder):
-        found += len(folders) + len(files)
-        if found > MAX_ENTRIES:
+        entries += len(folders) + len(files)
+        if entries > MAX_ENTRIES:
             raise ValueError(
                 f"{folder}: expected a folder of data files, found more than {MAX_ENTRIES:,} files and folders in and "
                 f"below it; name the files, such as '{folder}/*.jsonl'"

@@ -40,8 +40,8 @@ class Message:
 
     def as_dict(self) -> dict[str, object]:
         """Return the turn as a chat template takes it."""
-        own: dict[str, object] = {"role": self.role, "content": self.content}
-        return own | json.loads(self.fields) if self.fields else own
+        turn: dict[str, object] = {"role": self.role, "content": self.content}
+        return turn | json.loads(self.fields) if self.fields else turn
 
     def without(self, names: Sequence[str]) -> Message:
         """Return the turn without some of its fields."""

@@ -153,7 +153,7 @@ class RecordTable(Stored[Record]):
         labels, scores, preferences, steps = (
             self.table.list_at(int(self.chosen[index]), name).tolist() for name in names
         )
-        of_steps = {place: tuple(step.desirable for step in own) for place, own in _steps(steps).items()}
+        of_steps = {place: tuple(step.desirable for step in labelled) for place, labelled in _steps(steps).items()}
         completions = tuple(
             Judged(place, _label(label), _score(score), of_steps.get(place, ()))
             for place, (label, score) in enumerate(zip(labels, scores, strict=True))
@@ -309,8 +309,8 @@ def _records(batch: pa.RecordBatch) -> Iterator[Record]:
         prompt = contents[0] if is_text else _prompt(roles, contents, more)
         completions = _completions(texts, labels, scores, more.get("replies"))
         if steps:
-            own = _steps(steps)
-            completions = tuple(replace(one, steps=own.get(n, ())) for n, one in enumerate(completions))
+            steps_by_place = _steps(steps)
+            completions = tuple(replace(one, steps=steps_by_place.get(n, ())) for n, one in enumerate(completions))
         yield Record(name, prompt, completions, _pairs(preferences), weight, _score(margin))
 
 
@@ -328,7 +328,7 @@ def _completions(
     if replies is None:
         return tuple([Completion(text, label, score) for text, label, score in judged])
     turns = (tuple(Message(*turn) for turn in reply) for reply in replies)
-    return tuple(Completion(*values, own) for values, own in zip(judged, turns, strict=True))
+    return tuple(Completion(*values, reply_turns) for values, reply_turns in zip(judged, turns, strict=True))
 
 
 def _label(number: int) -> bool | None:

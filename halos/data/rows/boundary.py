@@ -102,12 +102,12 @@ class Boundary:
         Raises:
             ValueError: the tokenizer gives no ids that continue the context's.
         """
-        wholes = self.encode([context.text + text for context, text in zip(contexts, texts, strict=True)])
+        encoded = self.encode([context.text + text for context, text in zip(contexts, texts, strict=True)])
         return [
-            whole[len(context.ids) :]
-            if self._splits_at(context.ids, whole, text)
-            else self._continuation(context, text, whole)
-            for context, text, whole in zip(contexts, texts, wholes, strict=True)
+            full_ids[len(context.ids) :]
+            if self._splits_at(context.ids, full_ids, text)
+            else self._continuation(context, text, full_ids)
+            for context, text, full_ids in zip(contexts, texts, encoded, strict=True)
         ]
 
     def ends(self, context: Context, texts: Sequence[str], ids: list[int]) -> list[int]:
@@ -140,16 +140,16 @@ class Boundary:
             "them the tokens of its steps are not known"
         )
 
-    def _splits_at(self, ids: list[int], whole: list[int], text: str) -> bool:
+    def _splits_at(self, ids: list[int], full_ids: list[int], text: str) -> bool:
         # One unknown token may stand for the end of the context and the beginning of the text together.
         unknown = self.tokenizer.unk_token_id
         known = not ids or unknown is None or ids[-1] != unknown
-        return known and whole[: len(ids)] == ids and (len(whole) > len(ids) or not text)
+        return known and full_ids[: len(ids)] == ids and (len(full_ids) > len(ids) or not text)
 
-    def _continuation(self, context: Context, text: str, whole: list[int]) -> list[int]:
+    def _continuation(self, context: Context, text: str, full_ids: list[int]) -> list[int]:
         """Ids of the text after another one that it does not merge with, if they continue the context."""
         # Alone, the text would get the space that some tokenizers put before every text.
-        expected, choices = self._decode(whole), list[list[int]]()
+        expected, choices = self._decode(full_ids), list[list[int]]()
         for anchor in self._anchors:
             start, both = self.encode([anchor, anchor + text])
             if both[: len(start)] != start:

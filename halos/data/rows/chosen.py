@@ -28,4 +28,4 @@ class ChosenRows(Collection[Row]):
         return sum(len(indices) for _, indices in self._chosen)
 
     def __contains__(self, row: object) -> bool:
-        return any(row == own for own in self)
+        return any(row == chosen_row for chosen_row in self)

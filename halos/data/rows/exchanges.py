@@ -161,28 +161,28 @@ class Exchanges:
         markup: dict[Prompt, str] = {}
         completions: list[_Completion] = []
         refused = False
-        wholes = self._written(exchanges, texts)
+        full_texts = self._written(exchanges, texts)
         turns = self._turns(exchanges)
-        for one, result, written in zip(exchanges, results, wholes, strict=True):
+        for one, result, written in zip(exchanges, results, full_texts, strict=True):
             text, key = texts[one.prompt], (one.prompt, one.control)
             if key not in contexts:
                 contexts[key] = self._context(text, ids[one.prompt], one.control)
             result.refusals = [Refusal("markup", one.where, shown) for shown in self._markup_of(one, markup)]
-            for reply, whole in zip(one.replies, written, strict=True):
+            for reply, full_text in zip(one.replies, written, strict=True):
                 parts, several, stops = [_Part("", "")], _several(reply), list[int]()
                 own_turns = next(turns) if several else []
-                if not whole.startswith(text):
+                if not full_text.startswith(text):
                     # Only the first refusal is shown with what helps.
                     setting = "" if refused else self._helpful_setting(one, reply)
                     refused = True
-                    result.refusals.append(Refusal("boundary", one.where, differing(text, whole), setting))
+                    result.refusals.append(Refusal("boundary", one.where, differing(text, full_text), setting))
                 elif not several:
-                    parts = [_Part(*self._cut(whole.removeprefix(text), plain=self.is_plain(one.prompt)))]
+                    parts = [_Part(*self._cut(full_text.removeprefix(text), plain=self.is_plain(one.prompt)))]
                     result.shapes.append(self._shape(contexts[key], reply, parts[0].text))
                     stops = self._stops(one, str(reply), parts[0].text) if one.stops else []
                 else:
                     try:
-                        parts = self._parts(whole, own_turns, several)
+                        parts = self._parts(full_text, own_turns, several)
                     except _Differs as error:
                         result.refusals.append(Refusal("turns", one.where, str(error)))
                     result.shapes.append(None)
@@ -206,18 +206,18 @@ class Exchanges:
                         "a reply and is in no later prompt; found one of several turns"
                     )
                 request = request_of(one.prompt, one.where)
-                own = [n for n, turn in enumerate(several) if turn.role == "assistant"]
-                before += [request.then(several[:n]) for n in own]
-                after += [request.then(several[: n + 1]) for n in own]
-                counts.append(len(own))
+                assistant_places = [n for n, turn in enumerate(several) if turn.role == "assistant"]
+                before += [request.then(several[:n]) for n in assistant_places]
+                after += [request.then(several[: n + 1]) for n in assistant_places]
+                counts.append(len(assistant_places))
         pairs = zip(self.renderer.prompts(before), self.renderer.wholes(after), strict=True)
         return iter([list(islice(pairs, count)) for count in counts])
 
-    def _parts(self, whole: str, turns: Sequence[tuple[str, str]], reply: tuple[Message, ...]) -> list[_Part]:
+    def _parts(self, full_text: str, turns: Sequence[tuple[str, str]], reply: tuple[Message, ...]) -> list[_Part]:
         """Divide the text of a conversation after its prompt into assistant turns and what is between them.
 
         Args:
-            whole: the text of the conversation.
+            full_text: the text of the conversation.
             turns: for each assistant turn the text of the conversation before it, and up to it.
             reply: the turns.
 
@@ -226,14 +226,14 @@ class Exchanges:
         """
         parts: list[_Part] = []
         stop = len(turns[0][0])
-        own = [turn for turn in reply if turn.role == "assistant"]
-        for turn, (before, after) in zip(own, turns, strict=True):
+        assistant_turns = [turn for turn in reply if turn.role == "assistant"]
+        for turn, (before, after) in zip(assistant_turns, turns, strict=True):
             text, end = self.frame.cut(after.removeprefix(before))
-            for expected, found in ((before, after), (before, whole), (before + text + end, whole)):
-                if not found.startswith(expected):
-                    raise _Differs(differing(expected, found))
+            for expected, actual in ((before, after), (before, full_text), (before + text + end, full_text)):
+                if not actual.startswith(expected):
+                    raise _Differs(differing(expected, actual))
             if len(before) > stop:
-                parts.append(_Part(whole[stop : len(before)], "", scored=False))
+                parts.append(_Part(full_text[stop : len(before)], "", scored=False))
             parts.append(_Part(text, end, scored=bool(turn.weight)))
             stop = len(before + text + end)
         return parts
@@ -257,9 +257,9 @@ class Exchanges:
         """A value of a variable with which the template continues its own prompt, as a setting, or nothing."""
 
         def continues(values: Mapping[str, bool]) -> bool:
-            request = request_of(one.prompt, one.where).given(values)
-            prompt, whole = self.renderer.prompts([request])[0], self.renderer.wholes([request.then(reply)])[0]
-            return whole.startswith(prompt)
+            request = request_of(one.prompt, one.where).with_values(values)
+            prompt = self.renderer.prompts([request])[0]
+            return self.renderer.wholes([request.then(reply)])[0].startswith(prompt)
 
         return helpful_value(str(self.renderer.template), continues)
 
@@ -274,8 +274,8 @@ class Exchanges:
     def added_bos(self, text: str) -> list[int]:
         """The BOS before a prompt's ids, as a list of one or no id."""
         # A template, or a text that carries its markup, writes its own BOS; a second one must not be added.
-        own = self.has_template or (self.rendered and self._bos_text and text.startswith(self._bos_text))
-        return [] if own else self.bos
+        writes_bos = self.has_template or (self.rendered and self._bos_text and text.startswith(self._bos_text))
+        return [] if writes_bos else self.bos
 
     def _context(self, text: str, ids: list[int], control: str) -> Context:
         control = self._control + control
@@ -287,8 +287,8 @@ class Exchanges:
         prompt = exchange.prompt
         if prompt not in known:
             known[prompt] = self._first_token(prompt if isinstance(prompt, str) else request_of(prompt).turns)
-        found = {"prompt": known[prompt], "completion": self._first_token(_dicts(exchange.replies))}
-        return [f"{token!r} in the {name}" for name, token in found.items() if token]
+        first_tokens = {"prompt": known[prompt], "completion": self._first_token(_dicts(exchange.replies))}
+        return [f"{token!r} in the {name}" for name, token in first_tokens.items() if token]
 
     def _first_token(self, value: object) -> str:
         return next((token[0] for text in _strings(value) if (token := self._markup.search(text))), "")
@@ -328,8 +328,8 @@ class Exchanges:
         number, current = 0, list(completions)
         while current:
             parts = [one.parts[number] for one in current]
-            found = self.boundary.after([one.context for one in current], [part.text + part.end for part in parts])
-            for one, part, ids in zip(current, parts, found, strict=True):
+            part_ids = self.boundary.after([one.context for one in current], [part.text + part.end for part in parts])
+            for one, part, ids in zip(current, parts, part_ids, strict=True):
                 last = number + 1 == len(one.parts)
                 ids = self._with_end(one.context, part, ids, last=last)
                 if one.stops:

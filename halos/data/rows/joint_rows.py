@@ -45,20 +45,20 @@ def places(row: Row, view: ViewRows) -> list[list[int]]:
     """For each example of a view, the places of its branches among those of the record's row."""
     completions = [_completion(row, branch) for branch in range(len(row.branches))]
     trained = len(completions) - row.mismatched
-    own = {completion: place for place, completion in enumerate(completions[:trained])}
-    others = {completion: place for place, completion in enumerate(completions[trained:], trained)}
-    found = []
+    trained_places = {completion: place for place, completion in enumerate(completions[:trained])}
+    mismatched_places = {completion: place for place, completion in enumerate(completions[trained:], trained)}
+    example_places = []
     for example in view.rows:
         branches = [_completion(example, branch) for branch in range(view.branches)]
-        last = [others[branches.pop()]] if view.mismatched else []
-        found.append([own[completion] for completion in branches] + last)
-    return found
+        last = [mismatched_places[branches.pop()]] if view.mismatched else []
+        example_places.append([trained_places[completion] for completion in branches] + last)
+    return example_places
 
 
 def by_view(rows: Sequence[Row]) -> list[Sequence[Row]]:
     """The rows of each view; the rows themselves, if they are of one view."""
     views = range(len(rows[0].views))
-    return [[own for row in rows for own in row.views[number].rows] for number in views] or [rows]
+    return [[example for row in rows for example in row.views[number].rows] for number in views] or [rows]
 
 
 def sizes_by_view(rows: Sequence[Row]) -> list[np.ndarray]:
@@ -135,8 +135,8 @@ class JointRows(Stored[Row]):
     def _row(self, index: int) -> Row:
         views = []
         for (name, rows), order, starts in zip(self._named(), self._orders, self._starts, strict=True):
-            own = rows.many(order[starts[index] : starts[index + 1]])
-            views.append(ViewRows(name, tuple(own), rows.partners is not None))
+            view_rows = rows.many(order[starts[index] : starts[index + 1]])
+            views.append(ViewRows(name, tuple(view_rows), rows.partners is not None))
         first = next(row for view in views for row in view.rows)
         # The id of an example is that of its record, # and a number.
         return joint_row(first.id.rpartition("#")[0], int(self.groups[index]), views)

@@ -69,9 +69,9 @@ def derangement(groups: Sequence[int] | np.ndarray, seed: int) -> array[int]:
     rng.shuffle(group_order)
     laid_out = array("q")
     for group in group_order:
-        own = members[starts[group] : starts[group + 1]]
-        rng.shuffle(own)
-        laid_out.extend(own)
+        group_members = members[starts[group] : starts[group + 1]]
+        rng.shuffle(group_members)
+        laid_out.extend(group_members)
     examples = np.frombuffer(laid_out, dtype=np.int64)
     partner = np.empty_like(examples)
     partner[examples] = np.roll(examples, -largest)

@@ -69,11 +69,11 @@ def check_refusals(parts: Sequence[Mapping[str, Any]], examples: int, template: 
         ValueError: some examples were refused.
     """
     for kind, message in (("markup", _markup), ("boundary", _boundary), ("turns", _turns)):
-        found = [part[kind] for part in parts if kind in part]
-        if not found:
+        notes = [part[kind] for part in parts if kind in part]
+        if not notes:
             continue
-        count = sum(number for number, _ in found)
-        first = [place for _, places in found for place in places][:SHOWN]
+        count = sum(number for number, _ in notes)
+        first = [place for _, places in notes for place in places][:SHOWN]
         names = ", ".join(where for where, _, _ in first) + (", …" if count > len(first) else "")
         _, shown, setting = first[0]
         raise ValueError(message(f"{count:,} of {examples:,} examples", names, shown, _help(template, setting)))
@@ -112,10 +112,10 @@ def _help(template: str, setting: str) -> str:
     return ", or ".join(choices)
 
 
-def differing(alone: str, whole: str) -> str:
+def differing(alone: str, with_reply: str) -> str:
     """Describe where a prompt differs from the beginning of the same prompt with its reply."""
-    at = common_length(alone, whole)
+    at = common_length(alone, with_reply)
     return (
         f"after {shorten(alone[max(0, at - 30) : at])} follows {shorten(alone[at : at + 30])} in the prompt alone, "
-        f"{shorten(whole[at : at + 30])} with the reply"
+        f"{shorten(with_reply[at : at + 30])} with the reply"
     )

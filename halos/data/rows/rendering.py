@@ -49,7 +49,7 @@ class Request:
         turns = (turn.as_dict() for turn in turns_of_reply(reply))
         return Request(self.where, (*self.turns, *turns), self.format)
 
-    def given(self, values: Mapping[str, object]) -> Request:
+    def with_values(self, values: Mapping[str, object]) -> Request:
         """Return the request with these values of the template's variables."""
         return replace(self, format=replace(self.format, kwargs={**self.format.kwargs, **values}))
 
@@ -89,8 +89,8 @@ class Renderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        own: Template | None = tokenizer.chat_template
-        template: Template = PLAIN_TEMPLATE if own is None else with_date(own, today())
+        chat_template: Template | None = tokenizer.chat_template
+        template: Template = PLAIN_TEMPLATE if chat_template is None else with_date(chat_template, today())
         self.control = control_of(template)
         self.template: Template = without_control(template, self.control)
 
@@ -111,8 +111,8 @@ class Renderer:
         for n, one in enumerate(conversations):
             places.setdefault(id(one.format), []).append(n)
         texts: dict[int, str] = {}
-        for own in places.values():
-            texts.update(zip(own, self._of_format([conversations[n] for n in own], generation_prompt), strict=True))
+        for group in places.values():
+            texts.update(zip(group, self._of_format([conversations[n] for n in group], generation_prompt), strict=True))
         return [texts[n] for n in range(len(conversations))]
 
     def _of_format(self, conversations: list[Request], generation_prompt: bool) -> list[str]:
@@ -224,8 +224,8 @@ def _around(renderer: Renderer) -> tuple[str, str, str]:
         user = replace(user, format=ChatFormat(_SOME_TOOL))
         prompt = renderer.prompts([user])[0]
     replied = user.then(_SENTINEL)
-    before, found, after = renderer.wholes([replied])[0].rpartition(_SENTINEL)
-    if not found:
+    before, sentinel, after = renderer.wholes([replied])[0].rpartition(_SENTINEL)
+    if not sentinel:
         return "", "", ""
     try:
         _, _, later = renderer.wholes([replace(replied, turns=(*replied.turns, *user.turns))])[0].rpartition(_SENTINEL)

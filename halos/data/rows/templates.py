@@ -37,17 +37,18 @@ _CONTROL_START, _CONTROL_END = "{# a control token of halos #}{% if add_generati
 _DIRECTIVES = ("Y", "y", "-m", "m", "-d", "d", "e", "B", "b", "A", "a", "j", "-H", "H", "-I", "I", "M", "S", "p")
 
 
-def template_of(template: str, own: Template | None = None) -> str:
+def template_of(template: str, tokenizer_template: Template | None = None) -> str:
     """Find a template by its name, read it from a file, or return it as it is.
 
     Args:
-        template: a name in ``own`` or in :data:`TEMPLATES`, a file, or a Jinja template (a text with ``{{`` or ``{%``).
-        own: the tokenizer's template, whose names come first if it has several.
+        template: a name in ``tokenizer_template`` or in :data:`TEMPLATES`, a file, or a Jinja template (a text with
+            ``{{`` or ``{%``).
+        tokenizer_template: the tokenizer's template, whose names come first if it has several.
 
     Raises:
         ValueError: it is none of these, or the file is not text.
     """
-    named = TEMPLATES | (own if isinstance(own, dict) else {})
+    named = TEMPLATES | (tokenizer_template if isinstance(tokenizer_template, dict) else {})
     if template in named:
         return named[template]
     if "{{" in template or "{%" in template:

@@ -185,8 +185,8 @@ class TokenRows(Stored[Row]):
         room = self.limits.max_length - self.prompt_sizes
         sizes = list(self._full_sizes)
         if mismatched and self.partners is not None:
-            own = self._mismatched
-            sizes.append(sizes[0][self.partners] if own is None else own.sizes("first"))
+            mismatched_rows = self._mismatched
+            sizes.append(sizes[0][self.partners] if mismatched_rows is None else mismatched_rows.sizes("first"))
         return [np.minimum(size, room) for size in sizes]
 
     def tokens(self) -> np.ndarray:

@@ -136,8 +136,8 @@ def few_rows(
     """
     # A partner is often one of the examples. Examples are compared by identity, not by id, because a stream repeats ids
     # in every pass.
-    own = {id(example) for example in examples}
-    everything = [*examples, *(partner for partner in partners if id(partner) not in own)]
+    object_ids = {id(example) for example in examples}
+    everything = [*examples, *(partner for partner in partners if id(partner) not in object_ids)]
     table, indices, mismatched = _table(everything, tokens, control), None, None
     if partners:
         places = {id(example): place for place, example in enumerate(everything)}
@@ -159,8 +159,8 @@ class _Mismatched(Stored[Example]):
         return len(self.partners)
 
     def many(self, indices: np.ndarray) -> list[Example]:
-        own, others = (_many(self.examples, places) for places in (indices, self.partners[indices]))
-        return list(map(_with_completion_of, own, others))
+        examples, partners = (_many(self.examples, places) for places in (indices, self.partners[indices]))
+        return list(map(_with_completion_of, examples, partners))
 
 
 def _with_completion_of(example: Example, other: Example) -> Example:
@@ -216,9 +216,9 @@ def _tokenised(examples: Sequence[Example], tokens: ChatTokens, controls: Contro
         yield batch
     # A shape is a digest and a treatment. A digest has up to three treatments, so if there are more than MAX_SHAPES
     # shapes, those that are kept have several digests, and then ids depend on the prompt whatever the other shapes are.
-    kept = sorted(shapes, key=str)[:MAX_SHAPES]
+    first_shapes = sorted(shapes, key=str)[:MAX_SHAPES]
     counts = [sum(numbers) for numbers in zip(*unknown, strict=True)]
-    return {"digest": content.hexdigest(), "refused": refusals.notes(), "shapes": kept, "unknown": counts}
+    return {"digest": content.hexdigest(), "refused": refusals.notes(), "shapes": first_shapes, "unknown": counts}
 
 
 def token_batch(

@@ -23,8 +23,8 @@ def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 def count_unknown(columns: list[pa.ListArray], unknown: int | None) -> tuple[int, int]:
     """Return how many token ids in some columns are unknown, and how many there are."""
     ids = [column.flatten().to_numpy() for column in columns]
-    found = 0 if unknown is None else sum(int(np.count_nonzero(of_column == unknown)) for of_column in ids)
-    return found, sum(map(len, ids))
+    unknown_count = 0 if unknown is None else sum(int(np.count_nonzero(of_column == unknown)) for of_column in ids)
+    return unknown_count, sum(map(len, ids))
 
 
 def check_known(counts: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase, where: str) -> None:

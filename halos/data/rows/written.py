@@ -53,19 +53,19 @@ def _check(
     tokenizer: PreTrainedTokenizerBase,
     where: str,
     name: str,
-    own: tuple[Prompt, Reply | None],
+    complete: tuple[Prompt, Reply | None],
     without: tuple[Prompt, Reply | None],
 ) -> None:
     renderer = Renderer(tokenizer)
 
     def text(side: tuple[Prompt, Reply | None], values: Mapping[str, bool]) -> str:
-        request = request_of(side[0], where).given(values)
+        request = request_of(side[0], where).with_values(values)
         return (renderer.prompts([request]) if side[1] is None else renderer.wholes([request.then(side[1])]))[0]
 
     def writes(values: Mapping[str, bool]) -> bool:
-        whole = text(own, values)
+        complete_text = text(complete, values)
         try:
-            return whole != text(without, values)
+            return complete_text != text(without, values)
         except ValueError:  # a template may refuse an answer of a tool that nobody called; it reads the calls then
             return True
 

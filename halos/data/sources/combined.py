@@ -130,8 +130,8 @@ def combine(records: RecordTable, files: np.ndarray, scored: Sequence[bool], vot
     if not groups:
         return Combined(records, [], np.zeros(0, np.int64))
     key = records.key and f"{records.key}-combined"
-    made = store.table(key, partial(_part, records, votes), [groups])
-    (notes,) = made.notes
+    combined_table = store.table(key, partial(_part, records, votes), [groups])
+    (notes,) = combined_table.notes
     counts = [
         (int(group.indices[0]), Counter[str](count)) for group, count in zip(groups, notes["counts"], strict=True)
     ]
@@ -143,7 +143,8 @@ def combine(records: RecordTable, files: np.ndarray, scored: Sequence[bool], vot
     is_left[replaced] = False
     is_left[firsts] = True
     places[firsts] = len(records) + np.arange(len(firsts))
-    return Combined(joined([records, RecordTable(made)]).take(places[is_left]), counts, np.flatnonzero(~is_left))
+    remaining = joined([records, RecordTable(combined_table)]).take(places[is_left])
+    return Combined(remaining, counts, np.flatnonzero(~is_left))
 
 
 def _part(records: RecordTable, votes: VoteRule, groups: Sequence[Group]) -> Part:

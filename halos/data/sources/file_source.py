@@ -311,10 +311,10 @@ def check_length(where: str, record: Record | None, limits: ReadingLimits) -> No
     """Raise ``ValueError`` for a record that is longer than the limit."""
     if record is None:
         return
-    found = prompt_characters(record.prompt) + sum(len(completion.text) for completion in record.completions)
-    if found > limits.max_characters:
+    characters = prompt_characters(record.prompt) + sum(len(completion.text) for completion in record.completions)
+    if characters > limits.max_characters:
         expected = f"expected a record of up to data.max_characters = {limits.max_characters:,} characters"
-        raise ValueError(f"{where}: {expected}, found {found:,}")
+        raise ValueError(f"{where}: {expected}, found {characters:,}")
 
 
 def _paths(name: str, files: Files | None) -> list[str | Path]:

@@ -53,10 +53,11 @@ def hh_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         # The policy would learn to speak for the human.
         dropped["pair with a side that ends with a human turn"] += 1
         return None
-    wholes = _with_reply(turns, chosen), _with_reply(others, rejected)
-    # Replies to one prompt may be equal, and then nothing parts.
-    start = len(wholes[0]) - 1
-    parted = (wholes[0][:start], *(whole[start:] for whole in wholes)) if turns == others else diverging(*wholes)
+    sides = _with_reply(turns, chosen), _with_reply(others, rejected)
+    parted = diverging(*sides)
+    if turns == others:  # the replies to one prompt may be equal, and then nothing parts
+        start = len(sides[0]) - 1
+        parted = sides[0][:start], sides[0][start:], sides[1][start:]
     if parted is None:
         dropped[DIFFERENT_PROMPTS] += 1
         return None

@@ -89,7 +89,7 @@ class StreamBatches(IterableDataset[Served]):
                 step = list(islice(drawn, per_step))
                 rows = self.rows.rows(step, counted)
                 size = step_size(rows, [{row.group: one.members for row, one in zip(rows, step, strict=True)}])
-            batch = self.collate_rows(rows[self.division.own(micro_step)], step=size)
+            batch = self.collate_rows(rows[self.division.rank_slice(micro_step)], step=size)
             # A worker's thread pickles the counts while the next batch is already adding to them, hence the copy.
             yield batch, counted if get_worker_info() is None else deepcopy(counted)
 

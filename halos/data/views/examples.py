@@ -145,10 +145,10 @@ class Examples(Stored[E_co], Generic[E_co]):
     def weights(self) -> np.ndarray:
         """[n] the weight of each example."""
         weights = self.records.numbers("weight")
-        own = weights[self.chosen[:, 0]]
+        example_weights = weights[self.chosen[:, 0]]
         if self.rejected is not None:
-            own = np.minimum(own, weights[self.rejected[:, 0]])
-        return np.asarray(own if self.steps is None else own / np.maximum(self.steps[:, 1], 1))
+            example_weights = np.minimum(example_weights, weights[self.rejected[:, 0]])
+        return np.asarray(example_weights if self.steps is None else example_weights / np.maximum(self.steps[:, 1], 1))
 
     @property
     def prompts(self) -> np.ndarray:

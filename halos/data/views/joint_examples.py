@@ -27,13 +27,13 @@ class JointExamples:
     def owners(self) -> tuple[np.ndarray, ...]:
         """For each view the number of each example's record, [n]; of records that count as one, the first's."""
         first = np.arange(len(self.views[0].records))
-        linked = [(own.chosen[:, 0], own.rejected[:, 0]) for own in self.views if own.rejected is not None]
+        linked = [(view.chosen[:, 0], view.rejected[:, 0]) for view in self.views if view.rejected is not None]
         while any((first[one] != first[other]).any() for one, other in linked):
             for one, other in linked:
                 lower = np.minimum(first[one], first[other])
                 np.minimum.at(first, one, lower)
                 np.minimum.at(first, other, lower)
-        return tuple(first[own.chosen[:, 0]] for own in self.views)
+        return tuple(first[view.chosen[:, 0]] for view in self.views)
 
     @cached_property
     def numbers(self) -> np.ndarray:
@@ -45,8 +45,8 @@ class JointExamples:
 
     def take(self, indices: np.ndarray) -> JointExamples:
         """Return the records with these indices, with all of their examples."""
-        kept = [np.flatnonzero(np.isin(owners, self.numbers[indices])) for owners in self.owners]
-        return JointExamples(tuple(own.take(places) for own, places in zip(self.views, kept, strict=True)))
+        places_by_view = [np.flatnonzero(np.isin(owners, self.numbers[indices])) for owners in self.owners]
+        return JointExamples(tuple(view.take(places) for view, places in zip(self.views, places_by_view, strict=True)))
 
     @property
     def prompts(self) -> np.ndarray:

@@ -112,8 +112,8 @@ class Selection:
             The kept examples in their order, and counts of the others.
         """
         draws = partial(_draws, seed, examples.names, examples.number)
-        kept, report = self._keep(examples.labels, examples.prompts, draws, exactly=True)
-        return (examples if kept.all() else examples.take(np.flatnonzero(kept))), report
+        is_kept, report = self._keep(examples.labels, examples.prompts, draws, exactly=True)
+        return (examples if is_kept.all() else examples.take(np.flatnonzero(is_kept))), report
 
     def keep_of_run(self, examples: Sequence[E], seed: int) -> tuple[list[E], Counter[str]]:
         """Draw the examples to keep, from a few consecutive examples of a stream.
@@ -133,8 +133,8 @@ class Selection:
         ids = [example.id.rpartition("#") for example in examples]
         names = np.array([digest(record_id) for record_id, _, _ in ids], dtype=np.uint64)
         draws = partial(_draws, seed, names, np.array([int(number) for _, _, number in ids]))
-        kept, report = self._keep(np.array(labels), prompts, draws, exactly=False)
-        return [examples[place] for place in np.flatnonzero(kept).tolist()], report
+        is_kept, report = self._keep(np.array(labels), prompts, draws, exactly=False)
+        return [examples[place] for place in np.flatnonzero(is_kept).tolist()], report
 
     def _keep(
         self, labels: np.ndarray | None, prompts: np.ndarray, draws: Callable[[str], np.ndarray], *, exactly: bool
@@ -148,7 +148,7 @@ class Selection:
             exactly: keep exactly the share of these examples; False: keep draws below the share of their range.
         """
         report: Counter[str] = Counter()
-        kept = np.ones(len(prompts), dtype=bool)
+        is_kept = np.ones(len(prompts), dtype=bool)
         for desirable, share in ((True, self.keep_desirable), (False, self.keep_undesirable)):
             if share == 1 or labels is None:
                 continue
@@ -158,18 +158,18 @@ class Selection:
             # it keeps the draws below a bar. Both keep the same examples, except for the few around the bar.
             count = max(1, round(share * len(of_kind))) if exactly else int((drawn < share * 2.0**64).sum())
             dropped = of_kind[np.argsort(drawn, kind="stable")[count:]]
-            kept[dropped] = False
+            is_kept[dropped] = False
             report[f"{'desirable' if desirable else 'undesirable'} completions not kept"] += len(dropped)
         if self.one_per_prompt:
-            remaining = np.flatnonzero(kept)
+            remaining = np.flatnonzero(is_kept)
             # New draws: those of the shares would favour the label with the smaller share, which keeps only low ones.
             order = remaining[np.argsort(draws("one")[remaining], kind="stable")]
             # In the order of the draws, the first example of each prompt is the one with its lowest draw.
             _, first = np.unique(prompts[order], return_index=True)
-            kept[:] = False
-            kept[order[first]] = True
+            is_kept[:] = False
+            is_kept[order[first]] = True
             report["further examples of a prompt not kept"] += len(remaining) - len(first)
-        return kept, +report
+        return is_kept, +report
 
     def _threshold(self, records: Sequence[Record], training: Sequence[Record]) -> Threshold:
         setting = self.labels_from_scores

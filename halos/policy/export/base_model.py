@@ -77,7 +77,7 @@ def read_base(
 def _found(name: str, files: Iterable[str], revision: str | None) -> dict[str, Path]:
     from transformers.utils.hub import cached_file
 
-    found = {
+    cached_paths = {
         file: cached_file(
             name,
             file,
@@ -89,7 +89,7 @@ def _found(name: str, files: Iterable[str], revision: str | None) -> dict[str, P
         )
         for file in files
     }
-    return {file: Path(path) for file, path in found.items() if path is not None}
+    return {file: Path(path) for file, path in cached_paths.items() if path is not None}
 
 
 def _stored_dtype(name: str | None, config: PretrainedConfig) -> torch.dtype | None:
@@ -118,7 +118,7 @@ def round_weights(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
     """
     if dtype is None:
         return
-    kept = [re.compile(pattern.replace("*", ".*")) for pattern in model._get_dtype_plan(dtype)]
+    float32_patterns = [re.compile(pattern.replace("*", ".*")) for pattern in model._get_dtype_plan(dtype)]
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not any(pattern.search(name) for pattern in kept):
+        if parameter.is_floating_point() and not any(pattern.search(name) for pattern in float32_patterns):
             parameter.data = parameter.data.to(dtype)

@@ -67,11 +67,11 @@ def _load(folder: Path) -> PreTrainedTokenizerBase | None:
 
 
 def _same_tokens(base: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase) -> bool:
-    special, own = base.special_tokens_map, dict(tokenizer.special_tokens_map)
+    base_special, tokenizer_special = base.special_tokens_map, dict(tokenizer.special_tokens_map)
     # ModelSpec.tokenizer sets a missing padding token, which no training text has.
-    if "pad_token" not in special and own.get("pad_token") == own.get("eos_token"):
-        own.pop("pad_token", None)
-    return special == own and _tokens(base) == _tokens(tokenizer)
+    if "pad_token" not in base_special and tokenizer_special.get("pad_token") == tokenizer_special.get("eos_token"):
+        tokenizer_special.pop("pad_token", None)
+    return base_special == tokenizer_special and _tokens(base) == _tokens(tokenizer)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...]:

@@ -124,7 +124,7 @@ def use_fewer_temporaries(model: nn.Module) -> None:
 
 def lean_modules(model: nn.Module) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
     """Yield the modules of the model that take part, each with the class that it gets or has."""
-    return fitting(model, _Norm, _GatedLayer, lambda own, changed: torch.equal(own[0], changed[0]))
+    return fitting(model, _Norm, _GatedLayer, lambda original, changed: torch.equal(original[0], changed[0]))
 
 
 def fitting(
@@ -174,12 +174,12 @@ def _own_class(module: nn.Module) -> type[nn.Module]:
 
 # The same class each time, so that code that compares types (a trial here, FSDP) sees that layers are alike.
 _subclass: Callable[[type[Changed], type[nn.Module]], type[nn.Module]] = cache(  # type: ignore[assignment]
-    lambda changed, own: type(own.__name__, (changed, own), {})
+    lambda changed, original: type(original.__name__, (changed, original), {})
 )
 
 
-def _blank(changed: type[Changed], own: type[nn.Module]) -> nn.Module:
-    subclass = _subclass(changed, own)
+def _blank(changed: type[Changed], original: type[nn.Module]) -> nn.Module:
+    subclass = _subclass(changed, original)
     return subclass.__new__(subclass)
 
 
@@ -199,9 +199,9 @@ def _try_out(
         }
     try:
         trial.__class__ = _own_class(module)
-        own = _results(trial, inputs)
+        original_results = _results(trial, inputs)
         trial.__class__ = changed
-        return own, _results(trial, inputs)
+        return original_results, _results(trial, inputs)
     except Exception:  # whatever a model's own code raises when its parts have other widths
         return None
 

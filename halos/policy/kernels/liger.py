@@ -67,9 +67,9 @@ def use_liger(model: nn.Module) -> None:
     log.info("%s: %d modules by Liger's kernels", type(model).__name__, len(changed))
 
 
-def _agree(own: list[Tensor], changed: list[Tensor]) -> bool:
-    tolerance = TOLERANCE[own[0].dtype]
-    pairs = zip(own, changed, strict=True)
+def _agree(original: list[Tensor], changed: list[Tensor]) -> bool:
+    tolerance = TOLERANCE[original[0].dtype]
+    pairs = zip(original, changed, strict=True)
     return all(torch.allclose(one, other, rtol=tolerance, atol=tolerance) for one, other in pairs)
 
 

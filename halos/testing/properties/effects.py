@@ -75,18 +75,22 @@ def margins(make: Make, rows: Sequence[Row]) -> None:
 
     def loss(margins: Sequence[float | None], weight: float, *, at_reference: bool = False) -> Result:
         changed = [replace(row, margin=margin) for row, margin in zip(rows, margins, strict=True)]
-        own = make_objective(make, margin_weight=weight)
-        return evaluate(own, make_inputs(own, changed, at_reference=at_reference))
+        loss_objective = make_objective(make, margin_weight=weight)
+        return evaluate(loss_objective, make_inputs(loss_objective, changed, at_reference=at_reference))
 
-    given = [1.0 if row.margin is None else row.margin for row in rows]
-    plain, weighted = loss([None] * len(rows), 0.0), loss(given, 0.5)
-    agree("loss with margins of weight 0", plain.loss, loss(given, 0.0).loss, tolerance=EXACT)
+    row_margins = [1.0 if row.margin is None else row.margin for row in rows]
+    plain, weighted = loss([None] * len(rows), 0.0), loss(row_margins, 0.5)
+    agree("loss with margins of weight 0", plain.loss, loss(row_margins, 0.0).loss, tolerance=EXACT)
     agree("loss with margins of 0", plain.loss, loss([0.0] * len(rows), 0.5).loss, tolerance=EXACT)
-    agree("loss with margins twice as large of half the weight", weighted.loss, loss([2 * m for m in given], 0.25).loss)
-    rest = loss([0.0, *given[1:]], 0.5)
+    agree(
+        "loss with margins twice as large of half the weight",
+        weighted.loss,
+        loss([2 * m for m in row_margins], 0.25).loss,
+    )
+    rest = loss([0.0, *row_margins[1:]], 0.5)
     del rest.gradients[rows[0].id]
     agree_on_gradients("another pair without its margin", weighted, rest)
-    low, high = (loss(margins, 0.5, at_reference=True).loss for margins in ([0.0] * len(rows), given))
+    low, high = (loss(margins, 0.5, at_reference=True).loss for margins in ([0.0] * len(rows), row_margins))
     if not low < high:
         raise Violation(f"loss with margins above 0: expected more than {low:.12g}, found {high:.12g}")
 

@@ -77,27 +77,27 @@ def accumulation(make: Make, rows: Sequence[Row]) -> None:
     copies = [mapped(row, lambda one: replace(one, id=f"{one.id} again", group=one.group + 1000)) for row in rows]
     parts = [rows, copies if twins else [mapped(row, _longer) for row in copies]]
     step = step_size([*parts[0], *parts[1]])
-    whole = _evaluate_as(make, [*parts[0], *parts[1]], step, twins)
+    step_result = _evaluate_as(make, [*parts[0], *parts[1]], step, twins)
     results = [_evaluate_as(make, part, step, twins) for part in parts]
-    agree("sum of the micro-batches' losses", whole.loss, _total_loss(results))
+    agree("sum of the micro-batches' losses", step_result.loss, _total_loss(results))
     for result in results:
-        agree_on_gradients("one of the micro-batches", whole, result)
+        agree_on_gradients("one of the micro-batches", step_result, result)
 
 
 @promise("ranks", 2, 4)
 def ranks(make: Make, rows: Sequence[Row]) -> None:
     """Two ranks give the loss and gradient of one device with all examples."""
-    whole, parts = _on_two_ranks(make, rows)
-    agree("sum of the ranks' losses", whole.loss, _total_loss(parts))
+    one_device, parts = _on_two_ranks(make, rows)
+    agree("sum of the ranks' losses", one_device.loss, _total_loss(parts))
     for part in parts:
-        agree_on_gradients("one of the ranks", whole, part)
+        agree_on_gradients("one of the ranks", one_device, part)
 
 
 @promise("metrics", 2, 4)
 def metrics(make: Make, rows: Sequence[Row]) -> None:
     """Sums and counts of metrics add up over ranks to those of one device."""
-    whole, parts = _on_two_ranks(make, rows)
-    agree_on_means(whole, parts)
+    one_device, parts = _on_two_ranks(make, rows)
+    agree_on_means(one_device, parts)
 
 
 @promise("weights", 2, 4)
@@ -144,8 +144,8 @@ def _evaluate_parts(
     for part in parts:
         # Ranks have an objective each, as in a run: running statistics of one must not reach the other but by
         # collectives. Micro-batches share one, whose running statistics go on from part to part.
-        own = shared if run is _in_turn else make_objective(make)
-        prepared.append(partial(evaluate, own, make_inputs(own, part, step=step)))
+        objective = shared if run is _in_turn else make_objective(make)
+        prepared.append(partial(evaluate, objective, make_inputs(objective, part, step=step)))
     return run(prepared)
 
 
@@ -169,6 +169,6 @@ def _evaluate_as(make: Make, rows: Sequence[Row], step: StepSize, twins: bool) -
 def _on_two_ranks(make: Make, rows: Sequence[Row]) -> tuple[Result, list[Result]]:
     step = step_size(rows)
     objective = make_objective(make)
-    whole = evaluate(objective, make_inputs(objective, rows, step=step))
+    one_device = evaluate(objective, make_inputs(objective, rows, step=step))
     half = len(rows) // 2
-    return whole, _evaluate_parts(make, [rows[:half], rows[half:]], step, on_ranks)
+    return one_device, _evaluate_parts(make, [rows[:half], rows[half:]], step, on_ranks)

@@ -86,18 +86,18 @@ def gradient(make: Make, rows: Sequence[Row]) -> None:
     trained = len(row.branches) - (row.mismatched if row.views else objective.needs.mismatched)
     mismatched = tokens[:, trained:]
 
-    def loss(own: Tensor) -> Tensor:
-        inputs.policy.tokens = torch.cat([own, mismatched], dim=1)
+    def loss(trained_tokens: Tensor) -> Tensor:
+        inputs.policy.tokens = torch.cat([trained_tokens, mismatched], dim=1)
         return loss_of(objective.compute(inputs.batch, inputs.policy, inputs.reference))
 
-    own = tokens[:, :trained].clone().requires_grad_()
-    value = loss(own)
+    trained_tokens = tokens[:, :trained].clone().requires_grad_()
+    value = loss(trained_tokens)
     if not value.requires_grad:
         raise Violation("expected a loss that depends on the policy's log-probs, found one that does not")
-    (analytic,) = torch.autograd.grad(value, [own])
+    (analytic,) = torch.autograd.grad(value, [trained_tokens])
     for index in inputs.batch.mask[:, :trained].nonzero():
         place = tuple(index.tolist())
-        high, low = own.detach().clone(), own.detach().clone()
+        high, low = trained_tokens.detach().clone(), trained_tokens.detach().clone()
         high[place] += 1e-6
         low[place] -= 1e-6
         numeric = (loss(high) - loss(low)) / 2e-6
