@@ -1,62 +1,92 @@
-"""Count the tokens that a pass over conversations computes, by how much of them rows share.
+"""Count the tokens that training and the reference pass compute, and how many of them they need.
 
-    python benchmarks/shared_tokens.py FILE [FILE …]
+    python -m benchmarks.shared_tokens FILE [FILE …]
 
-The files are pairs in the format of Anthropic's HH-RLHF. The same texts are also arranged as conversation trees like
-OpenAssistant's, in which up to three replies answer each turn and any of them may be continued. Texts are tokenised by
-a byte-level BPE of 8,000 tokens that is trained on them, in ChatML. For each data set, loss and ``data.keep_together``,
-the columns are the tokens of a pass in micro-batches of 8 examples:
+The files are pairs in the format of Anthropic's HH-RLHF. Other data sets are made of their texts: conversation trees
+like OpenAssistant's, in which up to three replies answer each turn and any of them may be continued, and prompts with
+four scored replies like UltraFeedback's. These texts are tokenised by a byte-level BPE of 8,000 tokens that is trained
+on them, in ChatML. The toy world has its own tokenizer.
+
+The first table is of one epoch of training in micro-batches of 8 examples, for each data set, loss and
+``data.keep_together``:
 
 - separate: a row for each completion, with its prompt;
 - prompt: a prompt is computed once for all its completions in the micro-batch;
-- tree: what sequences begin with is computed once, and examples of one conversation are drawn together.
+- tree: what the model reads. What sequences begin with is computed once, if it is long enough, and examples of one
+  conversation are drawn together;
+- needed: every beginning of a sequence is computed once in its micro-batch, however short it is.
+
+The second table is of the reference pass, which a tiny model runs:
+
+- separate: a row for each different completion, with its prompt;
+- fed: what the model reads;
+- in its forward, in the data: every beginning is computed once in each forward, or once in the whole data set.
 """
 
 from __future__ import annotations
 
-import random
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
+from operator import eq
+from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
+from benchmarks.inputs import llama
+from benchmarks.shared_data import CHOSEN, Made, data_sets
+from benchmarks.table import table
 from halos.data.batches.order import Division, Numbers, TrainingOrder
 from halos.data.batches.packing import pack
-from halos.data.records.record import Record, messages_of
-from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.token_rows import Row
-from halos.data.rows.tokenise import make_rows
-from halos.data.sources.hh import HHSource
-from halos.data.sources.oasst import tree_records
-from halos.data.views.derive import VIEWS
+from halos.policy.backbone import Backbone
+from halos.policy.logprobs.packed import can_pack
+from halos.policy.reference.forwards import Work
+from halos.policy.reference.precompute import reference_table
 
 BATCH_SIZE = 8
-TREES = 400
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+TRAINING = ("separate", "prompt", "tree", "needed", "tree / needed")
+REFERENCE = ("separate", "fed", "in its forward", "in the data", "fed / in the data")
+Sequences = set[tuple[int, ...]]
 
 
 def main(files: list[str]) -> None:
-    """Print the table for these files."""
-    records = list(HHSource(files).train().records)
-    tokens = ChatTokens(tokenizer_of(records), Limits(4096))
-    longer = [record for record in records if len(messages_of(record.prompt)) > 1]
-    print("| data | loss | keep_together | separate | prompt | tree | tree / prompt |\n|---|---|---|---|---|---|---|")
-    for name, own in (("HH, several turns", longer), ("trees", list(trees(records)))):
-        for loss, view in (("DPO", "pairs"), ("KTO", "binary")):
-            mismatched = loss == "KTO"
-            made = make_rows(VIEWS[view](own).examples, tokens, mismatched_seed=0 if mismatched else None).table
-            rows = list(made)
-            for together in (2, 8):
-                before = list(batches(rows, made.groups, together))
-                separate, shared = sum(map(separate_tokens, before)), sum(map(prompt_tokens, before))
-                tree = sum(tree_tokens(batch, mismatched) for batch in batches(rows, made.conversations, together))
-                cells = (name, loss, together, f"{separate:,}", f"{shared:,}", f"{tree:,}", f"{tree / shared:.2f}")
-                print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    """Print the tables for these files."""
+    training, reference = [], []
+    for made in data_sets(files):
+        rows = list(made.rows)
+        for together in CHOSEN[made.loss]:
+            before = list(batches(rows, made.rows.groups, together))
+            after = list(batches(rows, made.rows.conversations, together))
+            fed = sum(tree_tokens(batch, made.mismatched) for batch in after)
+            needed = sum(least_tokens(fed_sequences(batch)) for batch in after)
+            counts = (sum(map(separate_tokens, before)), sum(map(prompt_tokens, before)), fed, needed)
+            training.append([made.name, made.loss, str(together), *map("{:,}".format, counts), f"{fed / needed:.3f}"])
+        reference.append([made.name, made.loss, *reference_counts(made)])
+        print(f"{made.name}, {made.loss}: counted", file=sys.stderr, flush=True)
+    print(table(("data", "loss", "keep_together", *TRAINING), training), end="\n\n")
+    print(table(("data", "loss", *REFERENCE), reference))
+
+
+def reference_counts(made: Made) -> list[str]:
+    """The cells of the reference pass over the rows of a data set."""
+    policy = LlamaForCausalLM(llama(hidden=16, layers=1, vocabulary=made.vocabulary))
+    can_pack(policy)  # tried out on a few tokens, which are not counted
+    sizes, works = list[int](), list[Work]()
+
+    def track(listed: Sequence[Work]) -> Iterable[Work]:
+        works.extend(listed)
+        return listed
+
+    policy.get_input_embeddings().register_forward_pre_hook(lambda _, ids: sizes.append(ids[0].numel()))
+    with tempfile.TemporaryDirectory() as folder:
+        backbone = Backbone(policy, with_reference=False)
+        reference_table(backbone, made.in_order(), folder=Path(folder), precision="32-true", track=track)
+    sequences = [fed_sequences(row for _, row in work) for work in works]
+    everything = set().union(*sequences)
+    separate, fed, least = sum(map(len, everything)), sum(sizes), least_tokens(everything)
+    return [*map("{:,}".format, (separate, fed, sum(map(least_tokens, sequences)), least)), f"{fed / least:.3f}"]
 
 
 def batches(rows: Sequence[Row], groups: Numbers, together: int) -> Iterator[list[Row]]:
@@ -78,44 +108,25 @@ def prompt_tokens(batch: Sequence[Row]) -> int:
 
 
 def tree_tokens(batch: Sequence[Row], mismatched: bool) -> int:
-    """Tokens where what sequences begin with is computed once."""
+    """Tokens that the model reads."""
     width = max(len(branch) for row in batch for branch in row.branches)
     return sum(len(part.input_ids) for part in pack(batch, width=width, mismatched=mismatched))
 
 
-def trees(records: Sequence[Record]) -> Iterator[Record]:
-    """Conversation trees of the records' texts: up to three ranked replies to a turn, up to four turns deep."""
-    rng = random.Random(0)
-    question_texts = [turn.content for record in records for turn in messages_of(record.prompt) if turn.role == "user"]
-    reply_texts = [completion.text for record in records for completion in record.completions]
-
-    def question(depth: int) -> dict[str, object]:
-        replies = [answer(rank, depth) for rank in range(rng.randint(1, 3))]
-        return {"role": "prompter", "text": rng.choice(question_texts), "replies": replies}
-
-    def answer(rank: int, depth: int) -> dict[str, object]:
-        goes_on = depth < 4 and rng.random() < 0.5
-        replies = [question(depth + 1) for _ in range(rng.randint(1, 2))] if goes_on else []
-        return {"role": "assistant", "text": rng.choice(reply_texts), "rank": rank, "replies": replies}
-
-    for number in range(TREES):
-        yield from (record for _, record, _ in tree_records(f"tree {number}", {"prompt": question(1)}) if record)
+def fed_sequences(rows: Iterable[Row]) -> Sequences:
+    """The prompt and completion of each branch, without the last scored token, which predicts nothing."""
+    return {
+        (*row.prompt, *branch[: row.scored(place)[-1]]) for row in rows for place, branch in enumerate(row.branches)
+    }
 
 
-def tokenizer_of(records: Sequence[Record]) -> PreTrainedTokenizerFast:
-    """A tokenizer that is trained on the texts of the records."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=8000, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-    )
-    texts = [turn.content for record in records for turn in messages_of(record.prompt)]
-    tokenizer.train_from_iterator([*texts, *(one.text for record in records for one in record.completions)], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=SPECIAL[0], pad_token=SPECIAL[0], chat_template=CHATML
-    )
+def least_tokens(sequences: Sequences) -> int:
+    """Tokens where every beginning of a sequence is computed once."""
+    total, before = 0, tuple[int, ...]()
+    for sequence in sorted(sequences):  # what a sequence shares with any earlier one, it shares with the last one
+        shared = sum(takewhile(bool, map(eq, before, sequence)))
+        total, before = total + len(sequence) - shared, sequence
+    return total
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ from halos.data.rows.token_rows import Row, TokenRows
 class ChosenRows(Collection[Row]):
     """Rows that are made while they are iterated: all rows of a large data set do not fit into memory.
 
+    Rows of one conversation follow each other, wherever they are in the data: what they share can be computed once.
+
     Args:
         chosen: tables, and the indices of the rows to take of each.
     """
 
     def __init__(self, chosen: Sequence[tuple[TokenRows | JointRows, np.ndarray]]) -> None:
-        self._chosen = chosen
+        self._chosen = [(rows, own[np.argsort(rows.conversations[own], kind="stable")]) for rows, own in chosen]
 
     def __iter__(self) -> Iterator[Row]:
         return chain.from_iterable((rows[int(index)] for index in indices) for rows, indices in self._chosen)

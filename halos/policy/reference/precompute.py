@@ -2,7 +2,7 @@
 
 1. Find the completions of all rows in the cache.
 2. For :data:`BLOCK` rows at a time, list the missing completions, each once. Divide them into forwards of up to
-   :data:`TOKENS` tokens, and distribute these over the ranks.
+   :data:`TOKENS` tokens (:mod:`.forwards`), and distribute these over the ranks.
 3. Each rank computes its forwards, and saves its results to the cache about once a minute.
 4. All ranks exchange their results. Rank 0 writes them as one part of the cache, which replaces the interim parts.
 """
@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -21,13 +21,13 @@ from torch import Tensor
 from halos.caches import PRIVATE, Seals
 from halos.data.batches.batch import Batch
 from halos.data.batches.collate import collate
-from halos.data.batches.parts import divide
 from halos.data.batches.reference_table import KEY_BYTES, Entries, Packed, ReferenceTable, completions, keys_of
 from halos.data.rows.token_rows import Row
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs.head import evaluating
 from halos.policy.logprobs.packed import can_pack
 from halos.policy.reference.cache import ReferenceCache, model_key
+from halos.policy.reference.forwards import Work, forwards
 from halos.processes import signals
 from halos.processes.collectives import all_gather_list, all_max, data_rank_and_world, from_rank_zero, rank_and_world
 
@@ -40,8 +40,6 @@ KEEP_SECONDS = 60.0
 ROWS_PER_CHUNK = 16
 """Rows that are padded to one length where the model cannot read packed rows."""
 
-Work = list[tuple[bytes, Row]]
-"""The completions of one forward: the cache key of each, and a row with its prompt and this completion alone."""
 Track = Callable[[Sequence[Work]], Iterable[Work]]
 Scored = list[tuple[bytes, Tensor]]
 """The key and the log-probs of completions."""
@@ -97,7 +95,7 @@ def _compute_all(
     # A sharded model's weights are gathered within its own forward alone, so that it cannot be tried out here.
     if shared and not backbone.sharded and can_pack(backbone.policy):
         missing.sort(key=lambda item: (item[1].prompt, item[1].branches))
-    batches = list(_batches(missing, share_prompts=shared))
+    batches = list(forwards(missing, TOKENS, share_prompts=shared))
     interim = _InterimParts(cache)
 
     def collated(work: Work) -> Batch:
@@ -127,12 +125,6 @@ def _known(cache: ReferenceCache, wanted: Iterable[bytes]) -> Entries:
     if _alone():
         return cache.read().only(wanted)
     return Entries.of(*from_rank_zero(lambda: cache.read().only(wanted).packed()))
-
-
-def _batches(items: Work, *, share_prompts: bool) -> Iterator[Work]:
-    """Divide completions, in order, into forwards of up to :data:`TOKENS` tokens; a longer one has its own forward."""
-    for part in divide([row for _, row in items], TOKENS, share_prompts=share_prompts):
-        yield items[part]
 
 
 def _compute(
