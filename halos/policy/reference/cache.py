@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from halos.caches import PRIVATE, Refused, Seals
-from halos.data.batches.reference_table import KEY_BYTES, Entries
+from halos.data.batches.entries import KEY_BYTES, Entries, GrowingEntries
 from halos.files import atomic_file
 from halos.policy.adapters import effective_state
 from halos.processes.collectives import full_tensor
@@ -39,6 +39,9 @@ FORMAT = "2"
 """Version of the files' meaning and of the way their numbers are computed; part of the model's key."""
 NOT_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")
 """Keys of a config that change no log-prob. The dtype is hashed with each weight."""
+
+UNREADABLE = (ValueError, KeyError, OSError, SafetensorError)
+"""Errors of reading a part that is not what was written, or not to be used."""
 
 
 def model_key(model: PreTrainedModel, precision: str) -> str:
@@ -74,17 +77,22 @@ class ReferenceCache:
 
         In a private cache, a part of this user's that is damaged or of another model is removed with a warning.
         """
-        parts: list[Entries] = []
+        return self.read_with_seals()[0]
+
+    def read_with_seals(self) -> tuple[Entries, list[str]]:
+        """Return what :meth:`read` returns, and the seals of the parts, which cover their numbers."""
+        entries, seals = GrowingEntries(self.root), list[str]()
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
-                parts.append(self.read_part(path))
-            except (ValueError, KeyError, OSError, SafetensorError) as error:
+                entries.add(self.read_part(path))
+                seals.append(_metadata(path)["checksum"])
+            except UNREADABLE as error:
                 level = logging.WARNING if self.seals.private else logging.INFO
                 log.log(level, "cached reference log-probs in %s are refused and computed again: %s", path, error)
                 with suppress(OSError):  # in a folder that is read-only here it is refused at each start
                     if self.seals.private and not isinstance(error, Refused) and path.stat().st_uid == os.geteuid():
                         path.unlink()
-        return Entries.joined(parts)
+        return entries.joined(), seals
 
     def write(self, entries: Mapping[bytes, Tensor]) -> Path | None:
         """Add a part with these entries. Returns its file, or None with a warning if it could not be written."""
@@ -115,11 +123,11 @@ class ReferenceCache:
             ValueError: the part is of another model or version, its checksum does not fit, or another user could have
                 written it. A part that is cut off raises safetensors' own error.
         """
-        self.seals.check_owner(self.folder.parent, self.folder, path)
+        self.seals.check_owner(path.parent.parent, path.parent, path)
+        metadata = _metadata(path)
+        if (metadata.get("format"), metadata.get("model")) != (FORMAT, self.model):
+            raise ValueError("it is of another model or version")
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if (metadata.get("format"), metadata.get("model")) != (FORMAT, self.model):
-                raise ValueError("it is of another model or version")
             tensors = {name: file.get_tensor(name) for name in ("keys", "lengths")}
         tensors["logprobs"] = _mapped(path, "logprobs")
         self.seals.check(metadata.get("checksum"), self._sealed_text(tensors))
@@ -129,6 +137,11 @@ class ReferenceCache:
 
     def _sealed_text(self, tensors: Mapping[str, Tensor]) -> str:
         return f"{FORMAT} {self.model} {_checksum(tensors)}"
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def _mapped(path: Path, name: str) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -21,12 +22,13 @@ from torch import Tensor
 from halos.caches import PRIVATE, Seals
 from halos.data.batches.batch import Batch
 from halos.data.batches.collate import collate
-from halos.data.batches.reference_table import KEY_BYTES, Entries, Packed, ReferenceTable, completions, keys_of
+from halos.data.batches.entries import KEY_BYTES, Entries, GrowingEntries, Packed
+from halos.data.batches.reference_table import ReferenceTable, completions, keys_of
 from halos.data.rows.token_rows import Row
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs.head import evaluating
 from halos.policy.logprobs.packed import can_pack
-from halos.policy.reference.cache import ReferenceCache, model_key
+from halos.policy.reference.cache import UNREADABLE, ReferenceCache, model_key
 from halos.policy.reference.forwards import Work, forwards
 from halos.processes import signals
 from halos.processes.collectives import all_gather_list, all_max, data_rank_and_world, from_rank_zero, rank_and_world
@@ -74,14 +76,16 @@ def reference_table(
     """
     start = time.perf_counter()
     cache = ReferenceCache(folder, model_key(backbone.policy, precision), seals)
-    entries, computed = _known(cache, keys_of(rows)), 0
+    entries, computed = GrowingEntries(folder), 0
+    entries.add(_known(cache, keys_of(rows)))
     layout = {"packing": packing, "share_prompts": share_prompts}
     remaining = iter(rows)
     while block := list(islice(remaining, BLOCK)):
         if missing := list(completions(block, entries).items()):
             found = _compute_all(backbone, cache, missing, track, **layout)
-            entries, computed = Entries.joined([entries, found]), computed + len(found)
-    return ReferenceTable(entries, computed=computed), time.perf_counter() - start
+            entries.add(found)
+            computed += len(found)
+    return ReferenceTable(entries.joined(), computed=computed), time.perf_counter() - start
 
 
 def _compute_all(
@@ -109,8 +113,17 @@ def _compute_all(
     found = Entries.joined(Entries.of(*packed) for packed in all_gather_list([_pack(own)]))
     part = from_rank_zero(lambda: cache.write(found))
     interim.replace_by(part)
-    # The same numbers, memory-mapped instead of in this process's memory.
-    return cache.read_part(part) if part is not None and _alone() else found
+    return _mapped(cache, part, found)
+
+
+def _mapped(cache: ReferenceCache, part: Path | None, found: Entries) -> Entries:
+    """Return the same numbers from the cache's file, not in this process's memory, if it can read that file."""
+    with suppress(*UNREADABLE):
+        mapped = None if part is None else cache.read_part(part)
+        # Another host may have its own file with this name and, to rounding, other numbers.
+        if mapped is not None and (_alone() or all(torch.equal(mapped[key], found[key]) for key in found)):
+            return mapped
+    return found
 
 
 def _alone() -> bool:
@@ -118,13 +131,17 @@ def _alone() -> bool:
 
 
 def _known(cache: ReferenceCache, wanted: Iterable[bytes]) -> Entries:
-    """Return the cache's entries among the wanted ones: memory-mapped for a single process, else sent by rank 0.
+    """Return the cache's entries, memory-mapped; or those that are wanted, sent by rank 0.
 
-    Rank 0 alone reads, so that the ranks agree on what is missing even where their file systems differ.
+    Rank 0 sends them where ranks do not read the same files, as on hosts that share none: all ranks have to agree on
+    what is missing.
     """
+    entries, seals = cache.read_with_seals()
     if _alone():
-        return cache.read().only(wanted)
-    return Entries.of(*from_rank_zero(lambda: cache.read().only(wanted).packed()))
+        return entries
+    first_seals = from_rank_zero(lambda: seals)
+    (differ,) = all_max([int(seals != first_seals)])
+    return Entries.of(*from_rank_zero(lambda: entries.only(wanted).packed())) if differ else entries
 
 
 def _compute(

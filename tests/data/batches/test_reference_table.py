@@ -1,16 +1,10 @@
 """A table of reference log-probs, asked by rows."""
 
-import random
-import tracemalloc
-from collections.abc import Mapping
-
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from halos.data.batches.collate import collate
-from halos.data.batches.reference_table import KEY_BYTES, Entries, ReferenceTable, completions, entry_key
+from halos.data.batches.reference_table import ReferenceTable, completions, entry_key
 from halos.data.rows.token_rows import Row
 
 A = Row("a", 0, (1, 2), ((3, 4), (5,)))
@@ -77,62 +71,3 @@ def test_batches_have_none_unless_given() -> None:
 def test_a_completion_that_it_lacks_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="b: expected the reference's log-probs of completion 0, found none"):
         table(A).logprobs([A, B], 3)
-
-
-# Entries
-
-
-def entries_of(values: Mapping[bytes, Tensor]) -> Entries:
-    keys = np.frombuffer(b"".join(values), np.uint8).reshape(-1, KEY_BYTES)
-    lengths = np.array([len(entry) for entry in values.values()], np.int64)
-    return Entries.of(keys, lengths, torch.cat([torch.zeros(0), *values.values()]))
-
-
-def drawn(count: int, rng: random.Random) -> dict[bytes, Tensor]:
-    # Keys of which many have one of two beginnings, and values of which some are empty.
-    heads = [bytes(8), b"\xff" * 8, *(rng.randbytes(8) for _ in range(count // 2))]
-    return {rng.choice(heads) + rng.randbytes(8): torch.rand(rng.randrange(4)) for _ in range(count)}
-
-
-def assert_same(found: Mapping[bytes, Tensor], expected: Mapping[bytes, Tensor]) -> None:
-    assert len(found) == len(expected)
-    assert set(found) == set(expected)
-    assert all(torch.equal(found[key], entry) for key, entry in expected.items())
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_entries_are_a_dict_of_tensors(seed: int) -> None:
-    rng = random.Random(seed)
-    one, other = drawn(40, rng), drawn(40, rng)
-    again = {key: entry + 1 for key, entry in list(one.items())[:10]}
-    joined = Entries.joined(map(entries_of, (one, other, again)))
-    expected = one | other | again
-    assert_same(joined, expected)
-    assert list(joined) == sorted(expected)
-    wanted = [*list(expected)[::3], rng.randbytes(16), bytes(16)]
-    assert_same(joined.only(wanted), {key: expected[key] for key in wanted if key in expected})
-    assert_same(Entries.of(*joined.packed()), expected)
-    assert_same(Entries.joined([joined.only(wanted), joined]), expected)
-    absent = [rng.randbytes(16), bytes(8) + rng.randbytes(8), b"\xff" * 16]
-    assert not any(key in joined for key in absent)
-    with pytest.raises(KeyError):
-        joined[absent[0]]
-
-
-def test_there_may_be_none() -> None:
-    none = Entries.joined([])
-    assert not none
-    assert bytes(16) not in none
-    assert_same(Entries.of(*none.packed()), {})
-    assert_same(none.only([bytes(16)]), {})
-
-
-def test_an_entry_takes_little_memory() -> None:
-    count, values = 20_000, torch.zeros(20_000)
-    keys = np.frombuffer(random.Random(0).randbytes(16 * count), np.uint8).reshape(-1, KEY_BYTES)
-    tracemalloc.start()
-    entries = Entries.of(keys, np.ones(count, np.int64), values)
-    size, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert len(entries) == count
-    assert size < 45 * count

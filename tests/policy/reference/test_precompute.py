@@ -115,7 +115,7 @@ def test_a_completion_of_several_blocks_is_computed_once(tmp_path: Path, monkeyp
     assert table(tmp_path / "blocks", model, [*ROWS, *ROWS[:4]]).computed == 0
 
 
-def test_ranks_are_sent_no_more_than_what_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_that_read_other_files_are_sent_what_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = tiny.rows(40, branches=2, seed=5)
     first = table(tmp_path, rows=rows)
     sent: list[int] = []
@@ -125,15 +125,37 @@ def test_ranks_are_sent_no_more_than_what_is_known(tmp_path: Path, monkeypatch: 
         return made
 
     monkeypatch.setattr(precompute, "from_rank_zero", recorded)
-    assert table(tmp_path, rows=rows).computed == 0
+    cache = ReferenceCache(tmp_path, model_key(tiny.model(dtype=torch.float64), "32-true"))
+    wanted = list(first.entries)[:20]
+    assert precompute._known(cache, wanted).keys() == first.entries.keys()
     assert not sent, "one process reads the cache itself"
     monkeypatch.setattr(precompute, "_alone", lambda: False)
-    cache = ReferenceCache(tmp_path, model_key(tiny.model(dtype=torch.float64), "32-true"))
-    again = precompute._known(cache, first.entries)
+    again = precompute._known(cache, wanted)
     assert again.keys() == first.entries.keys()
-    assert all(torch.equal(again[key], first.entries[key]) for key in first.entries)
-    values = sum(4 * len(entry) for entry in first.entries.values())
-    assert values < sent[0] < values + 32 * len(first.entries) + 500
+    assert sent.pop() < 200, "the seal of one part: the ranks read the same file"
+    monkeypatch.setattr(precompute, "all_max", lambda _: [1])  # another rank has other files
+    again = precompute._known(cache, wanted)
+    assert set(again) == set(wanted)
+    assert all(torch.equal(again[key], first.entries[key]) for key in wanted)
+    values = sum(4 * len(first.entries[key]) for key in wanted)
+    assert values < sent[-1] < values + 32 * len(wanted) + 500
+
+
+@pytest.mark.parametrize("harm", ["nothing", "other numbers", "no file"])
+def test_numbers_are_mapped_only_from_a_file_that_has_the_same(
+    harm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precompute, "_alone", lambda: False)
+    found = table(tmp_path / "in memory").entries
+    cache = ReferenceCache(tmp_path, "a" * 64)
+    part = cache.write(found)
+    if harm == "other numbers":
+        part = ReferenceCache(tmp_path / "other", "a" * 64).write({key: found[key] + 1 for key in found})
+    elif harm == "no file":
+        part = tmp_path / "none"
+    kept = precompute._mapped(cache, part, found)
+    assert (kept is found) == (harm != "nothing")
+    assert all(torch.equal(kept[key], found[key]) for key in found)
 
 
 def test_other_weights_are_another_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +194,7 @@ def test_forwards_are_of_limited_size_and_tracked(tmp_path: Path, monkeypatch: p
 # Ranks
 
 
-def on_a_rank(folder: Path) -> tuple[Mapping[bytes, torch.Tensor], int]:
+def on_a_rank(folder: Path, shared: bool) -> tuple[Mapping[bytes, torch.Tensor], int, int]:
     dist.init_process_group("gloo")
     precompute.TOKENS, precompute.BLOCK = 30, 7
     seen: list[Any] = []
@@ -181,22 +203,27 @@ def on_a_rank(folder: Path) -> tuple[Mapping[bytes, torch.Tensor], int]:
         seen.extend(work)
         return work
 
-    made = table(folder / str(dist.get_rank()), track=track)
-    return made.entries, len(seen)
+    own = folder / ("shared" if shared else str(dist.get_rank()))
+    made = table(own, track=track)
+    return dict(made.entries), len(seen), table(own).computed
 
 
 @pytest.mark.ranks
-def test_ranks_share_the_work_and_all_have_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_ranks_share_the_work_and_all_have_the_result(
+    shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(precompute, "TOKENS", 30)
     monkeypatch.setattr(precompute, "BLOCK", 7)
     alone: list[Any] = []
     expected = table(tmp_path / "alone", track=lambda work: alone.extend(work) or work)
-    (zero, work), (one, other) = run_ranks(functools.partial(on_a_rank, tmp_path))
+    (zero, work, again), (one, other, again_other) = run_ranks(functools.partial(on_a_rank, tmp_path, shared))
     assert work + other == len(alone) > 3
     assert 0 <= work - other <= 2  # one forward in each of two blocks
+    assert again == again_other == 0
     assert zero.keys() == one.keys() == expected.entries.keys()
     for key, values in expected.entries.items():
         assert torch.equal(zero[key], one[key])
         torch.testing.assert_close(zero[key], values, rtol=1e-6, atol=1e-6)
-    assert list((tmp_path / "0").rglob("*.safetensors"))
+    assert list((tmp_path / ("shared" if shared else "0")).rglob("*.safetensors"))
     assert not (tmp_path / "1").exists()
