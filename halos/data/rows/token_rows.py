@@ -249,7 +249,7 @@ class TokenRows(Stored[Row]):
 
     def _row(self, index: int) -> Row:
         # The columns that the order of examples depends on are in memory; ids and tokens are read from the mapped file.
-        (name,) = self.ids(np.array([index]))
+        name = self.table.text_at(index, "id")
         label, score = int(self.labels[index]), float(self._scores[index])
         margin, score_chosen, score_rejected = self._graded(index)
         # The control token is added before truncation, so that it stays at the end of a truncated prompt.

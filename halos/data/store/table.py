@@ -1,6 +1,7 @@
 """A table of Arrow record batches, and sequences whose items are made of its rows when they are read."""
 
 from abc import abstractmethod
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from operator import eq
 from typing import Any, TypeVar, overload
@@ -28,6 +29,7 @@ class Table:
         self.batches = [batch for batch in batches if batch.num_rows]
         self.notes, self.key = list(notes), key
         self.starts = np.cumsum([0, *(batch.num_rows for batch in self.batches)])
+        self._starts: list[int] = self.starts.tolist()  # Python finds a number among a few faster than NumPy
         self._numbers: dict[str, np.ndarray] = {}
         self._cached_lists: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}
 
@@ -44,13 +46,23 @@ class Table:
         """Return the sizes of the lists in a column, [len]."""
         return _joined(np.diff(self._lists(n, name)[0]) for n in range(len(self.batches)))
 
+    def text_at(self, row: int, name: str) -> str:
+        """Return the text of one row."""
+        batch, place = self._place(row)
+        text: str = self.batches[batch].column(name)[place].as_py()
+        return text
+
     def list_at(self, row: int, name: str) -> np.ndarray:
         """Return the numbers in the list of one row; not copied."""
-        batch = int(np.searchsorted(self.starts, row, side="right")) - 1
+        batch, place = self._place(row)
         offsets, values = self._lists(batch, name)
-        place = row - int(self.starts[batch])
         numbers: np.ndarray = values[offsets[place] : offsets[place + 1]]
         return numbers
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """Return the batch of a row, and its place in that batch."""
+        batch = bisect_right(self._starts, row) - 1
+        return batch, row - self._starts[batch]
 
     def _lists(self, batch: int, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return (offsets, values) of a column of lists of numbers in one batch; not copied."""
