@@ -61,7 +61,7 @@ class Entries(Mapping[bytes, Tensor]):
             several: the entries.
             folder: where the index is put, if it is large; None: in memory.
         """
-        listed = [cls(*_arrays(0, None), ()), *several]
+        listed: list[Entries] = [cls(*_arrays(0, None), ()), *several]
         count = sum(map(len, listed))
         words, places = _arrays(count, folder)
         first_parts = np.cumsum([0, *(len(entries.parts) for entries in listed)])

@@ -1,5 +1,6 @@
 """Log-probs by key."""
 
+import os
 import random
 import tracemalloc
 from collections.abc import Mapping
@@ -110,7 +111,7 @@ def test_without_room_on_the_disk_the_index_is_in_memory(
     def refused(*_: int) -> None:
         raise error
 
-    monkeypatch.setattr(entries_module.os, "posix_fallocate", refused)
+    monkeypatch.setattr(os, "posix_fallocate", refused)
     monkeypatch.setattr(entries_module, "IN_MEMORY", 10)
     entries = many(100)
     assert_same(Entries.joined([entries], tmp_path), dict(entries))

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from halos.data.batches.collate import collate
+from halos.data.batches.entries import Entries
 from halos.data.batches.reference_table import ReferenceTable, completions
 from halos.data.rows.token_rows import Row
 from halos.policy.backbone import Backbone
@@ -147,6 +148,7 @@ def test_numbers_are_mapped_only_from_a_file_that_has_the_same(
 ) -> None:
     monkeypatch.setattr(precompute, "_alone", lambda: False)
     found = table(tmp_path / "in memory").entries
+    assert isinstance(found, Entries)
     cache = ReferenceCache(tmp_path, "a" * 64)
     part = cache.write(found)
     if harm == "other numbers":
