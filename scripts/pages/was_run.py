@@ -34,6 +34,7 @@ MEASURED = (
     ),
     ("KTO and DPO next to TRL 1.16 and a plain loop", "AMD EPYC and Xeon, two cores", "[speed](../results/speed.md)"),
     ("kernels and waits of a step", "counted on a CPU", "[launches](../results/launches.md)"),
+    ("an index of 10⁸ reference log-probs, tables of 10⁷ rows", "two CPU cores", "[scale](../results/scale.md)"),
     (
         "ten losses and their gradients against TRL 1.16, to 1e-5 in float32",
         "one CPU device, `make parity`",
