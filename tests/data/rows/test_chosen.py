@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from halos.data.preparation.prepare import DataNeeds
+from halos.data.preparation.needs import DataNeeds
 from halos.data.records.record import Completion, Message, Record
 from halos.data.rows.chosen import ChosenRows
 from tests import tiny
@@ -26,7 +26,7 @@ def test_rows_of_a_conversation_follow_each_other() -> None:
         record(5, "hello"),
     ]
     made = PreferenceDataModule(Listed(records), max_length=200)
-    rows = made.prepare(DataNeeds(view="binary"), tiny.word_tokenizer(tiny.CHATML)).rows["train"].rows
+    rows = made.prepare(DataNeeds(view="binary"), tiny.word_tokenizer(tiny.CHATML)).rows["train"].table
     chosen = ChosenRows([(rows, np.arange(6)), (rows, np.array([1, 3, 5]))])
     assert [row.id for row in chosen] == [f"f:{n}#0" for n in (0, 3, 5, 1, 2, 4, 3, 5, 1)]
     assert len(chosen) == 9
