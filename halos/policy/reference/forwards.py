@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from halos.data.batches.divisions import divide
+from halos.data.batches.parts import divide
 from halos.data.batches.prefix_tree import PrefixTree
 from halos.data.rows.token_rows import Row
 
