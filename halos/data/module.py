@@ -161,7 +161,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         self._planned_by_command = False
         self._objective: pl.LightningModule | None = None
         self.reference: ReferenceTable | None = None
-        """The reference's log-probs of :meth:`scored_rows`, where they are computed before training."""
+        """The reference's log-probs of :meth:`rows_read`, where they are computed before training."""
 
     # What is prepared
 
@@ -253,7 +253,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         """Tokens (prompts and completions) that the first ``steps`` optimizer steps read, on all ranks."""
         return int(self._train.tokens()[self._indices(steps)].sum())
 
-    def scored_rows(self) -> ChosenRows:
+    def rows_read(self) -> ChosenRows:
         """The rows that the planned run reads in training and validation, on all ranks."""
         chosen = [(self._train, np.unique(self._indices(self.steps)))]
         if "val" in self.rows:

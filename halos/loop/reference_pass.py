@@ -44,7 +44,7 @@ def run_reference_pass(scorer: Backbone, data: PreferenceDataModule, trainer: pl
     if not scorer.sharded:
         # Lightning moves and casts the policy in the same way before the first step.
         precision.convert_module(scorer).to(trainer.strategy.root_device)
-    rows = data.scored_rows()
+    rows = data.rows_read()
     track = partial(terminal.track, "reference log-probs", shown=trainer.progress_bar_callback is not None)
     layout = {"packing": data.packing, "share_prompts": data.share_prompts}
     key = _numbers_key(scorer, trainer)

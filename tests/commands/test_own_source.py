@@ -1,4 +1,4 @@
-"""A source of a user's own, as docs/data.md has it: one class, named on the command line."""
+"""A source of a user's own, as docs/extend/source.md has it: one class, named on the command line."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from halos.config.shorthand import implied_groups, own_source
 from tests.configs import CONF
 from tests.data.sources.test_base import write
 
-PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/extend/source.md").read_text(encoding="utf-8")
 
 
 def test_the_class_of_the_page_reads_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ ENTRY_BYTES = 40
 IN_MEMORY = 1 << 20
 """The largest number of entries whose index is in memory; also the number of entries that are sorted at a time."""
 
-Packed = tuple[np.ndarray, np.ndarray, np.ndarray]
+Serialised = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Keys [n, 16] uint8, the number of values of each [n] int64, and all values one after the other, float32."""
 
 
@@ -81,7 +81,7 @@ class Entries(Mapping[bytes, Tensor]):
         found = sorted({place for key in keys if (place := self._find(key)) is not None})
         return Entries(np.ascontiguousarray(self.words[:, found]), self.places[found], self.parts)
 
-    def packed(self) -> Packed:
+    def serialised(self) -> Serialised:
         """Return the arguments of :meth:`of`, for another process."""
         values = [self.parts[part][start : start + length].numpy() for part, start, length in self.places.tolist()]
         keys = np.frombuffer(self._keys(), np.uint8).reshape(-1, KEY_BYTES)

@@ -82,7 +82,7 @@ class StreamingDataModule(PreferenceDataModule):
         """Tokens that the steps so far have read, on all ranks."""
         return self._used()["tokens"]
 
-    def scored_rows(self) -> ChosenRows:
+    def rows_read(self) -> ChosenRows:
         """Raises ``ValueError``: the rows are not known before training."""
         raise ValueError(
             "model.reference: expected a reference that is not computed beforehand with data.streaming=true, found "

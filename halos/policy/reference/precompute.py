@@ -22,7 +22,7 @@ from torch import Tensor
 from halos.caches import PRIVATE, Seals
 from halos.data.batches.batch import Batch
 from halos.data.batches.collate import collate
-from halos.data.batches.entries import KEY_BYTES, Entries, GrowingEntries, Packed
+from halos.data.batches.entries import KEY_BYTES, Entries, GrowingEntries, Serialised
 from halos.data.batches.reference_table import ReferenceTable, completions, keys_of
 from halos.data.rows.token_rows import Row
 from halos.policy.backbone import Backbone
@@ -43,7 +43,7 @@ ROWS_PER_CHUNK = 16
 """Rows that are padded to one length where the model cannot read packed rows."""
 
 Track = Callable[[Sequence[Work]], Iterable[Work]]
-Scored = list[tuple[bytes, Tensor]]
+KeyedLogProbs = list[tuple[bytes, Tensor]]
 """The key and the log-probs of completions."""
 
 
@@ -110,7 +110,7 @@ def _compute_all(
 
     own = _compute(backbone, batches, interim, collated, track)
     # Ranks exchange entries by pickle, and a pickled tensor would bring along its whole storage.
-    found = Entries.joined(Entries.of(*packed) for packed in all_gather_list([_pack(own)]))
+    found = Entries.joined(Entries.of(*serialised) for serialised in all_gather_list([_serialised(own)]))
     part = from_rank_zero(lambda: cache.write(found))
     interim.replace_by(part)
     return _mapped(cache, part, found)
@@ -141,12 +141,12 @@ def _known(cache: ReferenceCache, wanted: Iterable[bytes]) -> Entries:
         return entries
     first_seals = from_rank_zero(lambda: seals)
     (differ,) = all_max([int(seals != first_seals)])
-    return Entries.of(*from_rank_zero(lambda: entries.only(wanted).packed())) if differ else entries
+    return Entries.of(*from_rank_zero(lambda: entries.only(wanted).serialised())) if differ else entries
 
 
 def _compute(
     backbone: Backbone, batches: Sequence[Work], interim: _InterimParts, collated: Callable[[Work], Batch], track: Track
-) -> Scored:
+) -> KeyedLogProbs:
     """Compute this rank's share of the batches and return its entries."""
     rank, world = data_rank_and_world()
     # Rank by rank in turn: neighbours in the order cost about the same, so the ranks finish at about the same time.
@@ -154,7 +154,7 @@ def _compute(
     rounds = len(batches[::world])  # the share of rank 0, which is the largest
     if backbone.sharded and len(share) < rounds:
         share.append(batches[0])  # any batch: the forward is needed, its result is a duplicate
-    own: Scored = []
+    own: KeyedLogProbs = []
     tracked = iter(track(share))
     # A signal must not end one rank while the others wait for it in a collective. It is remembered, and all ranks
     # exchange signals after each round. So each rank runs the same number of rounds, with or without work.
@@ -171,7 +171,7 @@ def _compute(
     return own
 
 
-def _score(backbone: Backbone, work: Work, batch: Batch) -> Scored:
+def _score(backbone: Backbone, work: Work, batch: Batch) -> KeyedLogProbs:
     tokens = backbone.logprobs(batch.to(backbone.device)).tokens[:, 0].float().cpu()
     # Copies: a slice would keep the whole padded grid in memory.
     return [(key, tokens[n, : len(row.scored(0))].clone()) for n, (key, row) in enumerate(work)]
@@ -186,7 +186,7 @@ class _InterimParts:
         self.count = 0
         """Entries that have been written."""
 
-    def save(self, entries: Scored, *, now: bool = False) -> None:
+    def save(self, entries: KeyedLogProbs, *, now: bool = False) -> None:
         """Write the entries that are new since the last write, if that was long enough ago or ``now`` is set."""
         is_due = now or time.perf_counter() - self.written_at >= KEEP_SECONDS
         if len(entries) == self.count or not is_due:
@@ -203,7 +203,7 @@ class _InterimParts:
                 part.unlink(missing_ok=True)
 
 
-def _pack(scored: Scored) -> Packed:
+def _serialised(scored: KeyedLogProbs) -> Serialised:
     keys = np.frombuffer(b"".join(key for key, _ in scored), np.uint8).reshape(-1, KEY_BYTES)
     values = [entry.numpy() for _, entry in scored]
     lengths = np.array([len(entry) for entry in values], np.int64)

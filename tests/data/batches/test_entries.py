@@ -44,7 +44,7 @@ def test_entries_are_a_dict_of_tensors(seed: int) -> None:
     assert list(joined) == sorted(expected)
     wanted = [*list(expected)[::3], rng.randbytes(16), bytes(16)]
     assert_same(joined.only(wanted), {key: expected[key] for key in wanted if key in expected})
-    assert_same(Entries.of(*joined.packed()), expected)
+    assert_same(Entries.of(*joined.serialised()), expected)
     assert_same(Entries.joined([joined.only(wanted), joined]), expected)
     absent = [rng.randbytes(16), bytes(8) + rng.randbytes(8), b"\xff" * 16]
     assert not any(key in joined for key in absent)
@@ -56,7 +56,7 @@ def test_there_may_be_none() -> None:
     none = Entries.joined([])
     assert not none
     assert bytes(16) not in none
-    assert_same(Entries.of(*none.packed()), {})
+    assert_same(Entries.of(*none.serialised()), {})
     assert_same(none.only([bytes(16)]), {})
 
 

@@ -106,7 +106,7 @@ def test_batches_count_records() -> None:
     for batch in batches:
         assert [view.step.examples for view in batch.views] == [len(view) for view in batch.views]
     assert made.tokens_in(3) == sum(batch.total_tokens for batch in batches)
-    assert {branch for row in made.scored_rows() for branch in row.branches}
+    assert {branch for row in made.rows_read() for branch in row.branches}
 
 
 @pytest.mark.parametrize("size", [2, 4])

@@ -147,7 +147,7 @@ def test_steps_have_to_be_given(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"trainer.max_steps: expected the number of steps .* found -1"):
         made.plan(epochs=3, max_steps=-1, accumulate=1, world_size=1)
     with pytest.raises(ValueError, match=r"not computed beforehand with data.streaming=true"):
-        made.scored_rows()
+        made.rows_read()
 
 
 def test_the_longest_sequence_is_as_long_as_the_limit(tmp_path: Path) -> None:
