@@ -95,7 +95,10 @@ def test_a_large_index_is_not_in_memory(tmp_path: Path, monkeypatch: pytest.Monk
     assert 40 * count <= size < 100 * count
     tracemalloc.clear_traces()
     monkeypatch.setattr(entries_module, "IN_MEMORY", 1000)
-    mapped = Entries.joined([entries, entries], tmp_path)
+    growing = GrowingEntries(tmp_path)
+    growing.add(entries)
+    growing.add(entries)
+    mapped = growing.joined()
     size, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert size < count
