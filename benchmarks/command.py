@@ -7,12 +7,14 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from benchmarks import inputs
+from benchmarks import inputs, liger_side
 from benchmarks.job import PEERS, Job
+from benchmarks.plan import Plan
 from benchmarks.runner import Runner
-from benchmarks.sections import SECTIONS, Plan, planned
+from benchmarks.sections import SECTIONS, planned
 from benchmarks.trl_side import installed
 
+USUAL_PEERS = tuple(who for who in PEERS if who != "liger")  # which needs Triton besides
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
@@ -25,8 +27,9 @@ def main(words: Sequence[str] | None = None) -> None:
     for name in options.sections:
         parts.append(f"### {name}\n\n{SECTIONS[name](plan)}")
         (plan.folder / "report.md").write_text("\n\n".join(parts) + "\n")
+        plan.runner.keep(plan.folder / "runs.json")
         print("\n" + parts[-1], flush=True)
-    print(f"\n{parts[0]}\nreport: {plan.folder / 'report.md'}, results: {plan.folder / 'results'}")
+    print(f"\n{parts[0]}\nreport: {plan.folder / 'report.md'}, results: {plan.folder / 'runs.json'}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         given.add_argument(f"--{name}", type=int, default=default, help=f"synthetic; default {default}")
     made.add_argument("--losses", type=_listed, default=("kto", "dpo"))
     made.add_argument("--precisions", type=_choices(PRECISIONS), default=PRECISIONS)
-    made.add_argument("--peers", type=_choices(PEERS), default=PEERS)
+    made.add_argument("--peers", type=_choices(PEERS), default=USUAL_PEERS)
     made.add_argument("--sections", type=_choices(SECTIONS), default=tuple(SECTIONS))
     made.add_argument("--pairs", type=int, default=32)
     made.add_argument("--batch-size", type=int, default=8)
@@ -75,8 +78,10 @@ def plan_of(options: argparse.Namespace) -> Plan:
     """
     if bool(options.model) != bool(options.data):
         raise ValueError("expected --model and --data together, or neither for synthetic ones")
-    if "trl" in options.peers and installed() is None:
+    if any(who.startswith("trl") for who in options.peers) and installed() is None:
         raise ValueError("--peers: trl is not installed; pip install -e '.[bench]', or --peers plain")
+    if "liger" in options.peers and not liger_side.installed():
+        raise ValueError("--peers: Liger is not installed; pip install liger-kernel triton, or leave liger out")
     folder: Path = options.output.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if options.model:

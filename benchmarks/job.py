@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 KINDS = ("train", "stages", "operators", "cost", "rate")
-PEERS = ("plain", "trl")
+PEERS = ("plain", "liger", "trl", "trl_lean", "trl_best")
+"""Whom ours is compared with: :mod:`benchmarks.plain` and :mod:`benchmarks.trl_side` have them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,10 +20,10 @@ class Job:
     Args:
         kind: ``train`` is one epoch by ``who``; ``stages`` and ``operators`` profile ours; ``cost`` is a point of a
             cost curve; ``rate`` that of matrix products.
-        who: ``ours``, ``plain`` or ``trl``.
+        who: ``ours`` or one of :data:`PEERS`.
         model, data: a Hugging Face directory and a file of pairs.
         cache: folder of our reference's log-probs, empty for a new one.
-        head_chunk: ``model.head_chunk`` of ours.
+        head_chunk, statistics: ``model.head_chunk`` and ``model.statistics`` of ours.
         shape: of a synthetic model and its rows, for ``cost``.
         repeat: tells equal measurements apart.
     """
@@ -41,6 +42,7 @@ class Job:
     seed: int = 0
     cache: str = ""
     head_chunk: int | None = 512
+    statistics: tuple[str, ...] = ()
     shape: tuple[tuple[str, int], ...] = ()
     repeat: int = 0
 
@@ -55,7 +57,7 @@ class Job:
     @classmethod
     def load(cls, file: Path) -> Job:
         values = json.loads(file.read_text())
-        return cls(**values | {"shape": tuple(map(tuple, values["shape"]))})
+        return cls(**values | {"shape": tuple(map(tuple, values["shape"])), "statistics": tuple(values["statistics"])})
 
 
 def config(job: Job, folder: Path) -> Any:
@@ -74,6 +76,7 @@ def config(job: Job, folder: Path) -> Any:
     with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
         cfg = hydra.compose("train", words)
     cfg.model.path, cfg.data.train = job.model, job.data
+    cfg.model.statistics = list(job.statistics)
     cfg.model.head_chunk, cfg.data.max_prompt_length = job.head_chunk, job.max_prompt_length
     cfg.output_dir, cfg.cache_dir = str(folder / "run"), job.cache or str(folder / "cache")
     return cfg

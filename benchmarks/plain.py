@@ -30,6 +30,16 @@ def pad(rows: Sequence[Row], branch: int) -> tuple[Tensor, Tensor, Tensor]:
     return ids, attended, scored
 
 
+def pad_both(rows: Sequence[Row]) -> tuple[Tensor, ...]:
+    """:func:`pad` of all chosen completions and then all rejected ones, [2B, T]."""
+    halves = [pad(rows, 0), pad(rows, 1)]
+    width = max(ids.shape[1] for ids, _, _ in halves)
+    return tuple(
+        torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+        for parts in zip(*halves, strict=True)
+    )
+
+
 def logprobs(model: Any, ids: Tensor, attended: Tensor, scored: Tensor) -> Tensor:
     """log π(y|x) [B], summed over completion tokens."""
     logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits[:, :-1].float()
@@ -39,10 +49,7 @@ def logprobs(model: Any, ids: Tensor, attended: Tensor, scored: Tensor) -> Tenso
 
 def dpo(policy: Any, reference: Any, rows: Sequence[Row]) -> Tensor:
     """−log σ(β(r_w − r_l)), the mean over pairs; chosen and rejected in one forward."""
-    halves = [pad(rows, 0), pad(rows, 1)]
-    width = max(ids.shape[1] for ids, _, _ in halves)
-    both = [torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
-            for parts in zip(*halves, strict=True)]  # fmt: skip
+    both = pad_both(rows)
     with torch.no_grad():
         expected = logprobs(reference, *both)
     r_w, r_l = (logprobs(policy, *both) - expected).chunk(2)
@@ -60,16 +67,19 @@ def kto(policy: Any, reference: Any, rows: Sequence[Row]) -> Tensor:
     return (1 - torch.sigmoid(BETA * sign * (r - z0))).mean()
 
 
-def loss_of(name: str) -> Callable[[Any, Any, Sequence[Row]], Tensor]:
-    """The loss of that name, of (policy, reference, rows)."""
+Loss = Callable[[Any, Any, Sequence[Row]], Tensor]
+"""A loss of (policy, reference, rows)."""
+
+
+def loss_of(name: str) -> Loss:
+    """The loss of that name."""
     return {"kto": kto, "dpo": dpo}[name]
 
 
 def train(
-    policy: Any, reference: Any, steps: Sequence[Sequence[Row]], *, loss: str, lr: float, precision: str
+    policy: Any, reference: Any, steps: Sequence[Sequence[Row]], compute: Loss, *, lr: float, precision: str
 ) -> list[float]:
     """One optimizer step for each list of rows; the losses."""
-    compute = loss_of(loss)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0, fused=True)
     found = []
     for rows in steps:

@@ -9,19 +9,25 @@ import platform
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.job import Job
 from benchmarks.trl_side import installed
+from halos.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 Result = dict[str, Any]
+OTHERS = ("trl", "trl_lean")
+"""Contestants that compute with none of this repository's code."""
 
 
 class Runner:
     """Runs jobs and keeps their results in ``folder``, a file each.
+
+    ``records`` has every job that has been run, with its result: what a page can be written from.
 
     A result is found again by the job, the machine, the versions of the libraries and, except for TRL's, by this
     repository's code. Jobs that fail are reported and give None.
@@ -33,11 +39,12 @@ class Runner:
             (folder / name).mkdir(parents=True, exist_ok=True)
         self.machine = machine()
         self._code = code_digest()
+        self.records: list[dict[str, Any]] = []
 
     def run(self, job: Job) -> Result | None:
         """The job's result, measured now or before."""
         self.done += 1
-        name = job.name(f"{self.machine} {'' if job.who == 'trl' else self._code}")
+        name = job.name(f"{self.machine} {'' if job.who in OTHERS else self._code}")
         result = self.folder / "results" / f"{name}.json"
         start = time.perf_counter()
         if not result.exists() and not self._measure(job, name, result):
@@ -45,7 +52,12 @@ class Runner:
         took = time.perf_counter() - start
         print(f"[{self.done}/{self.planned}] {name}: {took:.0f} s", file=sys.stderr, flush=True)
         found: Result = json.loads(result.read_text())
+        self.records.append({"job": _without_paths(job), "result": found})
         return found
+
+    def keep(self, file: Path) -> None:
+        """Write the machine and all records."""
+        write_atomically(file, json.dumps({"machine": self.machine, "runs": self.records}, indent=1) + "\n")
 
     def _measure(self, job: Job, name: str, result: Path) -> bool:
         log = self.folder / "logs" / f"{name}.log"
@@ -64,6 +76,10 @@ class Runner:
             last = (log.read_text().strip().splitlines() or ["nothing was printed"])[-1]
             print(f"[{self.done}/{self.planned}] failed ({code}), see {log}: {last}", file=sys.stderr, flush=True)
         return code == 0
+
+
+def _without_paths(job: Job) -> dict[str, Any]:
+    return {name: value for name, value in asdict(job).items() if name not in ("model", "data", "cache")}
 
 
 def machine() -> str:

@@ -6,6 +6,7 @@ is computed before the first step, the others' in every step.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from benchmarks import plain, trl_side
+from benchmarks import liger_side, plain, trl_side
 from benchmarks.flops import Shape, needs
 from benchmarks.job import Job, config
 from halos.commands.assembly import Run, assemble
@@ -30,7 +31,8 @@ def train(job: Job, folder: Path) -> dict[str, Any]:
     run = assemble(config(job, folder))
     steps = planned(run)
     before = rss_mb("VmRSS")
-    contest = {"ours": _ours, "plain": _plain, "trl": _trl}[job.who]
+    contest = {"ours": _ours, "plain": _plain, "liger": _plain}.get(job.who, _trl)
+    others = others_seconds()
     with counted_tokens() as tokens:
         model, losses, seconds, reference_seconds = contest(job, folder, run, steps)
     objective = run.objective
@@ -45,6 +47,7 @@ def train(job: Job, folder: Path) -> dict[str, Any]:
         "operations": needed.operations(Shape.of(model)),
         "shape": asdict(Shape.of(model)),
         "parameters": sum(p.numel() for p in model.parameters()),
+        "others_seconds": others_seconds() - others,
         "before_mb": before,
         "peak_mb": rss_mb("VmHWM"),
     }
@@ -72,25 +75,29 @@ def _ours(job: Job, folder: Path, run: Run, steps: Steps) -> Found:
 def _plain(job: Job, folder: Path, run: Run, steps: Steps) -> Found:
     policy, reference = run.model.spec.load(), run.model.spec.load().eval()
     start = time.perf_counter()
-    losses = plain.train(policy, reference, steps, loss=job.loss, lr=job.lr, precision=job.precision)
+    compute = (plain if job.who == "plain" else liger_side).loss_of(job.loss)
+    losses = plain.train(policy, reference, steps, compute, lr=job.lr, precision=job.precision)
     return policy, losses, time.perf_counter() - start, 0.0
 
 
 def _trl(job: Job, folder: Path, run: Run, steps: Steps) -> Found:
     torch.manual_seed(job.seed)
-    made = trl_side.trainer(
-        job.loss,
-        [row for rows in steps for row in rows],
-        model=run.model.spec.load(),
-        tokenizer=run.tokens.tokenizer,
-        folder=folder / "trl",
-        bf16=job.precision == "bf16-mixed",
-        per_device_train_batch_size=job.batch_size,
-        learning_rate=job.lr,
-        max_length=job.max_length,
-        seed=job.seed,
-    )
-    losses, seconds = trl_side.train(made)
+    with trl_side.patched(job.who):
+        made = trl_side.trainer(
+            job.loss,
+            [row for rows in steps for row in rows],
+            model=run.model.spec.load(),
+            tokenizer=run.tokens.tokenizer,
+            folder=folder / "trl",
+            bf16=job.precision == "bf16-mixed",
+            per_device_train_batch_size=job.batch_size,
+            learning_rate=job.lr,
+            max_length=job.max_length,
+            seed=job.seed,
+        )
+        if job.who == "trl_best":
+            trl_side.use_our_products(made)
+        losses, seconds = trl_side.train(made)
     return made.model, losses, seconds, 0.0
 
 
@@ -109,6 +116,15 @@ def counted_tokens() -> Iterator[list[int]]:
         yield found
     finally:
         nn.Embedding.forward = original  # type: ignore[method-assign]
+
+
+def others_seconds() -> float:
+    """CPU seconds that other processes have used so far, 0 where the system does not list them (not Linux)."""
+    file = Path("/proc/stat")
+    if not file.exists():
+        return 0.0
+    user, nice, system, _, _, irq, soft_irq, *_ = map(int, file.read_text().split()[1:9])
+    return (user + nice + system + irq + soft_irq) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def rss_mb(field: str) -> float:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from benchmarks import inputs, plain, trl_side
-from benchmarks.job import Job
-from benchmarks.runner import Result, Runner
+from benchmarks import contest, inputs
+from benchmarks.plan import Plan
+from benchmarks.runner import Result
 from benchmarks.table import number, table
 
 SWEEP = ("kto", "dpo", "ipo", "apo_zero", "simpo", "orpo")
@@ -25,116 +24,6 @@ CURVES: dict[str, tuple[int, ...]] = {
 }
 CURVE = {"hidden": 256, "layers": 4, "prompt": 128, "completion": 64, "per_prompt": 2, "vocabulary": 32_768}
 """The point that all curves pass through."""
-TOLERANCE = 1e-4
-"""The most by which contestants' losses of the first step may differ in float32."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What was asked for; ``base`` has the model, the data and the settings of every job."""
-
-    base: Job
-    losses: tuple[str, ...]
-    precisions: tuple[str, ...]
-    peers: tuple[str, ...]
-    repeats: int
-    folder: Path
-    runner: Runner
-
-    def cases(self) -> Iterator[Job]:
-        """The base with every loss at every precision."""
-        for loss, precision in product(self.losses, self.precisions):
-            yield replace(self.base, loss=loss, precision=precision)
-
-    def cold(self, job: Job) -> Job:
-        """The job with a cache of its own, which is empty unless it has run before."""
-        name = f"{job.loss}-{job.precision}-{job.repeat}-{job.name('')[-12:]}"
-        return replace(job, cache=str(self.folder / "cache" / name))
-
-
-def speed(plan: Plan) -> str:
-    """Alternating runs: ours, each peer, ours with the reference cached."""
-    rows = []
-    for case in plan.cases():
-        found: dict[str, list[Result]] = {}
-        for repeat in range(plan.repeats):
-            for who, result in _round(plan, replace(case, repeat=repeat)):
-                found.setdefault(who, []).append(result)
-        rate = plan.runner.run(replace(plan.base, kind="rate", precision=case.precision))
-        rows += speed_rows(case, found, rate)
-    return table(SPEED, rows) + "\n\n" + SPEED_NOTES
-
-
-def _round(plan: Plan, job: Job) -> Iterator[tuple[str, Result]]:
-    ours = plan.cold(job)
-    warm = replace(ours, repeat=ours.repeat + 1000)  # the same job once more, but another measurement
-    turns = [("ours", ours), *((who, replace(job, who=who)) for who in plan.peers), (CACHED, warm)]
-    for who, turn in turns:
-        if turn.loss not in {"plain": plain.LOSSES, "trl": trl_side.LOSSES}.get(turn.who, (turn.loss,)):
-            continue
-        result = plan.runner.run(turn)
-        if result is not None:
-            yield who, result
-
-
-CACHED = "ours, reference cached"
-SPEED = (
-    *("loss", "precision", "", "examples/s", "ours is faster", "with the reference cached", "peak GB"),
-    *("ours takes", "tokens fed", "× needed", "losses differ by"),
-)
-SPEED_NOTES = (
-    "Medians over runs. *Ours is faster* (its reference pass included), *with the reference cached* (a second loss "
-    "over the same data) and *ours takes* (of its memory) are medians of ratios within a round of runs. *Floor*: the "
-    "operations that the loss needs, at this machine's rate of matrix products; beside it, the share of our time that "
-    "it is. *Losses differ by*: at most, from ours, over all steps. All had the same model, rows, order, y', AdamW and "
-    "clipping."
-)
-
-
-def speed_rows(case: Job, found: dict[str, list[Result]], rate: Result | None) -> list[list[str]]:
-    """Rows of the table for one loss at one precision; ``found``: each contestant's results, one a round."""
-    rows = []
-    ours, cached = found.get("ours", []), found.get(CACHED, [])
-    for who, results in found.items():
-        mine = who in ("ours", CACHED)
-        needed = results[0]["needed_tokens"]
-        pace = median(result["examples"] / result["seconds"] for result in results)
-        memory, tokens = (median(result[name] for result in results) for name in ("peak_mb", "tokens"))
-        rows.append(
-            [
-                *(case.loss, case.precision, who, number(pace)),
-                *("" if mine else _ratio(results, other, "seconds") for other in (ours, cached)),
-                f"{memory / 1024:.1f}",
-                "" if mine else _share(ours, results, "peak_mb"),
-                *(f"{tokens / 1000:.1f} k", number(tokens / needed), _agreement(case, ours, results)),
-            ]
-        )
-    if ours and rate:
-        seconds, needed = ours[0]["operations"] / rate["rate"], ours[0]["needed_tokens"]
-        name = f"floor ({rate['rate'] / 1e9:.0f} GFLOP/s)"
-        taken = f"{number(seconds / median(result['seconds'] for result in ours))} ×"
-        pace = ours[0]["examples"] / seconds
-        tokens = f"{needed / 1000:.1f} k"
-        rows.append([case.loss, case.precision, name, number(pace), taken, "", "", "", tokens, "1", ""])
-    return rows
-
-
-def _ratio(above: list[Result], below: list[Result], name: str) -> str:
-    ratios = [a[name] / b[name] for a, b in zip(above, below, strict=False)]
-    return f"{number(median(ratios))} ×" if ratios else ""
-
-
-def _share(part: list[Result], whole: list[Result], name: str) -> str:
-    ratios = [a[name] / b[name] for a, b in zip(part, whole, strict=False)]
-    return f"{median(ratios):.0%}" if ratios else ""
-
-
-def _agreement(case: Job, ours: list[Result], results: list[Result]) -> str:
-    if not ours or results is ours:
-        return ""
-    differences = [abs(a - b) for a, b in zip(ours[0]["losses"], results[0]["losses"], strict=True)]
-    warning = " (the first already)" if case.precision == "32-true" and differences[0] > TOLERANCE else ""
-    return f"{max(differences):.0e}{warning}"
 
 
 def profile(plan: Plan) -> str:
@@ -264,7 +153,7 @@ SWEEP_NOTES = (
 
 
 SECTIONS: dict[str, Callable[[Plan], str]] = {
-    "speed": speed,
+    "speed": contest.speed,
     "profile": profile,
     "memory": memory,
     "curves": curves,
@@ -276,7 +165,7 @@ def planned(name: str, plan: Plan) -> int:
     """How many jobs a section has, at most."""
     cases = len(plan.losses) * len(plan.precisions)
     return {
-        "speed": cases * (plan.repeats * (2 + len(plan.peers)) + 1),
+        "speed": cases * (plan.repeats * (3 + len(plan.peers)) + 1),
         "profile": cases * 2,
         "memory": len(VOCABULARIES) * len(COMPLETIONS) * 2,
         "curves": sum(map(len, CURVES.values())),

@@ -2,17 +2,23 @@
 
 Defaults apart from these: no gradient checkpointing (it trades time for memory; ours is off too), every step logged as
 ours are, no checkpoints, no reports. The reference is live, as is TRL's default.
+
+There are three contestants: ``trl`` as it is installed; ``trl_lean``, patched so that it computes only the log-probs
+that the loss needs; and ``trl_best``, which is TRL as fast as patches from outside make it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from halos.data.rows.token_rows import Row
+from halos.policy.kernels.cpu import use_cpu_kernels
 
 OF_DPO = {"dpo": "sigmoid", "ipo": "ipo", "apo_zero": "apo_zero", "apo_down": "apo_down", "robust_dpo": "robust"}
 LOSSES = ("kto", *OF_DPO, "simpo", "cpo", "orpo")
@@ -103,6 +109,49 @@ def train(made: Any) -> tuple[list[float], float]:
     made.compute_loss = recording
     made.train()
     return losses, clock.end - clock.begin
+
+
+@contextmanager
+def patched(who: str) -> Iterator[None]:
+    """Within, TRL's trainers are those of the contestant.
+
+    ``trl_lean`` leaves out entropy, mean logits and accuracy, which TRL computes in every step for its log; the log
+    then has other numbers in their place. ``trl_best`` also scores only the tokens of completions, as TRL itself does
+    on a GPU but not on a CPU.
+    """
+    if who == "trl":
+        yield
+        return
+    from trl.trainer import dpo_trainer, kto_trainer, utils
+
+    with ExitStack() as stack:
+        for module in (dpo_trainer, kto_trainer):
+            stack.enter_context(mock.patch.object(module, "add_fused_lm_head", _log_probs_only))
+        if who == "trl_best":
+            stack.enter_context(mock.patch.object(utils, "_use_triton", return_value=True))
+        yield
+
+
+def _log_probs_only(model: Any, *_: Any, **__: Any) -> None:
+    from trl.trainer.utils import add_fused_lm_head
+
+    add_fused_lm_head(model)
+    forward = model.forward
+
+    def filled(*args: Any, **options: Any) -> Any:
+        outputs = forward(*args, **options)
+        if options.get("fused_lm_head"):  # what TRL logs needs tensors of this shape
+            outputs.entropy = outputs.mean_logits = outputs.log_probs.detach()
+            outputs.is_top1 = outputs.entropy > 0
+        return outputs
+
+    model.forward = filled
+
+
+def use_our_products(made: Any) -> None:
+    """Let the layers of TRL's policy and reference compute as ours do (:func:`use_cpu_kernels`)."""
+    for model in (made.model, made.ref_model):
+        use_cpu_kernels(model)
 
 
 def installed() -> str | None:
