@@ -50,8 +50,8 @@ def turns(plan: Plan, job: Job) -> Iterator[Job]:
 
 
 SPEED = (
-    *("loss", "precision", "", "examples/s", "ours is faster", "with the reference cached", "peak GB"),
-    *("ours takes", "tokens fed", "× needed", "losses differ by"),
+    *("loss", "precision", "", "examples/s", "ours is faster", "in CPU seconds", "with the reference cached"),
+    *("peak GB", "ours takes", "tokens fed", "× needed", "losses differ by"),
 )
 SPEED_NOTES = (
     "Medians over rounds, with the range. *Ours is faster* (its reference pass included), *with the reference cached* "
@@ -94,7 +94,7 @@ def case_rows(loss: str, precision: str, found: dict[str, dict[int, Result]], ra
             [
                 *(loss, precision, who),
                 spread([result["examples"] / result["seconds"] for result in results.values()]),
-                *("" if who in OURS else _ratio(results, other, "seconds") for other in (ours, cached)),
+                *("" if who in OURS else ratio for ratio in _ratios_to(ours, cached, results)),
                 f"{median(result['peak_mb'] for result in results.values()) / 1024:.1f}",
                 "" if who in OURS else _share(ours, results, "peak_mb"),
                 *(f"{tokens / 1000:.1f} k", number(tokens / first["needed_tokens"])),
@@ -109,13 +109,19 @@ def _floor(loss: str, precision: str, ours: list[Result], rate: Result) -> list[
     taken = f"{number(seconds / median(result['seconds'] for result in ours))} ×"
     pace = number(ours[0]["examples"] / seconds)
     name = f"floor ({rate['rate'] / 1e9:.0f} GFLOP/s)"
-    return [loss, precision, name, pace, taken, "", "", "", f"{needed / 1000:.1f} k", "1", ""]
+    return [loss, precision, name, pace, taken, "", "", "", "", f"{needed / 1000:.1f} k", "1", ""]
 
 
 def spread(values: list[float], unit: str = "") -> str:
     """The median, with the range where there is more than one value."""
     text = f"{number(median(values))}{unit}"
     return text if len(values) == 1 else f"{text} ({number(min(values))}–{number(max(values))})"
+
+
+def _ratios_to(ours: dict[int, Result], cached: dict[int, Result], results: dict[int, Result]) -> tuple[str, str, str]:
+    pairs = ((ours, "seconds"), (ours, "cpu_seconds"), (cached, "seconds"))
+    wall, cpu, without_reference = (_ratio(results, other, name) for other, name in pairs)
+    return wall, cpu, without_reference
 
 
 def _ratios(above: dict[int, Result], below: dict[int, Result], name: str) -> list[float]:

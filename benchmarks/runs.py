@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import OmegaConf
@@ -34,27 +34,36 @@ def train(job: Job, folder: Path) -> dict[str, Any]:
     contest = {"ours": _ours, "plain": _plain, "liger": _plain}.get(job.who, _trl)
     others = others_seconds()
     with counted_tokens() as tokens:
-        model, losses, seconds, reference_seconds = contest(job, folder, run, steps)
+        found = contest(job, folder, run, steps)
     objective = run.objective
     needed = needs(steps, mismatched=objective.needs.mismatched, reference=objective.needs.reference)
     return {
-        "losses": losses,
-        "seconds": seconds + reference_seconds,
-        "reference_seconds": reference_seconds,
+        "losses": found.losses,
+        "seconds": found.seconds + found.reference_seconds,
+        "reference_seconds": found.reference_seconds,
+        "cpu_seconds": found.cpu_seconds,
         "examples": sum(map(len, steps)),
         "tokens": sum(tokens),
         "needed_tokens": needed.tokens,
-        "operations": needed.operations(Shape.of(model)),
-        "shape": asdict(Shape.of(model)),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "operations": needed.operations(Shape.of(found.model)),
+        "shape": asdict(Shape.of(found.model)),
+        "parameters": sum(p.numel() for p in found.model.parameters()),
         "others_seconds": others_seconds() - others,
         "before_mb": before,
         "peak_mb": rss_mb("VmHWM"),
     }
 
 
-Found = tuple[Any, list[float], float, float]
-"""The model, losses, seconds of the steps and of a separate reference pass."""
+class Found(NamedTuple):
+    """The model, the losses, the seconds of the steps and of a separate reference pass, the CPU seconds of both."""
+
+    model: Any
+    losses: list[float]
+    seconds: float
+    reference_seconds: float
+    cpu_seconds: float
+
+
 Steps = list[list[Row]]
 
 
@@ -66,18 +75,20 @@ def planned(run: Run) -> Steps:
 
 def _ours(job: Job, folder: Path, run: Run, steps: Steps) -> Found:
     run.folder.open(OmegaConf.to_yaml(run.cfg, resolve=True), fresh=True)
+    cpu = time.process_time()
     run.trainer.fit(run.objective, datamodule=run.data)
+    cpu = time.process_time() - cpu
     backbone = run.objective.trained
     losses = [loss for loss in run.record.train_loss if loss is not None]  # no step is skipped
-    return backbone.policy, losses, run.record.seconds, backbone.reference_seconds
+    return Found(backbone.policy, losses, run.record.seconds, backbone.reference_seconds, cpu)
 
 
 def _plain(job: Job, folder: Path, run: Run, steps: Steps) -> Found:
     policy, reference = run.model.spec.load(), run.model.spec.load().eval()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     compute = (plain if job.who == "plain" else liger_side).loss_of(job.loss)
     losses = plain.train(policy, reference, steps, compute, lr=job.lr, precision=job.precision)
-    return policy, losses, time.perf_counter() - start, 0.0
+    return Found(policy, losses, time.perf_counter() - start, 0.0, time.process_time() - cpu)
 
 
 def _trl(job: Job, folder: Path, run: Run, steps: Steps) -> Found:
@@ -97,8 +108,10 @@ def _trl(job: Job, folder: Path, run: Run, steps: Steps) -> Found:
         )
         if job.who == "trl_best":
             trl_side.use_our_products(made)
+        cpu = time.process_time()
         losses, seconds = trl_side.train(made)
-    return made.model, losses, seconds, 0.0
+        cpu = time.process_time() - cpu
+    return Found(made.model, losses, seconds, 0.0, cpu)
 
 
 @contextmanager
