@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -30,12 +31,16 @@ CACHED_REPEAT = 1000
 
 def speed(plan: Plan) -> str:
     """Rounds of runs: ours, each peer, ours with statistics as TRL's, ours with the reference cached."""
+    for precision in plan.precisions:
+        plan.runner.run(replace(plan.base, kind="rate", precision=precision))
     for case in plan.cases():
-        for repeat in range(plan.repeats):
-            for turn in turns(plan, replace(case, repeat=repeat)):
-                plan.runner.run(turn)
-        plan.runner.run(replace(plan.base, kind="rate", precision=case.precision))
-    return table(SPEED, rows_of(plan.runner.records)) + "\n\n" + SPEED_NOTES
+        plan.runner.run(replace(case, kind="saved"))
+    for repeat, case in product(range(plan.repeats), tuple(plan.cases())):
+        for turn in turns(plan, replace(case, repeat=repeat)):
+            plan.runner.run(turn)
+    records = plan.runner.records
+    tables = table(SPEED, rows_of(records)), SPEED_NOTES, table(MEMORY, memory_rows(records)), MEMORY_NOTES
+    return "\n\n".join(tables)
 
 
 def turns(plan: Plan, job: Job) -> Iterator[Job]:
@@ -50,16 +55,49 @@ def turns(plan: Plan, job: Job) -> Iterator[Job]:
 
 
 SPEED = (
-    *("loss", "precision", "", "examples/s", "ours is faster", "in CPU seconds", "with the reference cached"),
+    *("loss", "precision", "", "examples/s", "ours is faster", "with the reference cached"),
     *("peak GB", "ours takes", "tokens fed", "× needed", "losses differ by"),
 )
 SPEED_NOTES = (
-    "Medians over rounds, with the range. *Ours is faster* (its reference pass included), *with the reference cached* "
-    "(a second loss over the same data) and *ours takes* (of its memory) are medians of ratios within a round. "
-    "*Floor*: the operations that the loss needs, at this machine's rate of matrix products; beside it, the share of "
-    "our time that it is. *Losses differ by*: at most, from ours, over all steps. All had the same model, rows, order, "
-    "y', AdamW and clipping."
+    "Medians over rounds, with the range; CPU seconds with one thread, else seconds. *Ours is faster* (its reference "
+    "pass included), *with the reference cached* (a second loss over the same data) and *ours takes* (of its memory) "
+    "are medians of ratios within a round. *Floor*: the operations that the loss needs, at this machine's rate of "
+    "matrix products; beside it, the share of our time that it is. *Losses differ by*: at most, from ours, over all "
+    "steps. All had the same model, rows, order, y', AdamW and clipping."
 )
+
+
+MEMORY = ("loss", "precision", "weights, gradients, moments", "kept for backward", "together", "ours", "TRL")
+MEMORY_NOTES = (
+    "MiB. *Kept for backward*: what the forward pass of the largest step keeps, each block of memory once. *Ours* and "
+    "*TRL*: the peak of the process beyond what it had before it read the model; TRL's includes its reference model."
+)
+
+
+def memory_rows(records: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """Rows of the memory that is counted and that processes had, one for each loss and precision."""
+    records = list(records)
+    rows = []
+    for record in records:
+        job, counted = record["job"], record["result"]
+        if job["kind"] == "saved":
+            parts = (counted["state_mb"], counted["saved_mb"])
+            peaks = [peak_mb(records, job, who) for who in ("ours", NAMES["trl"])]
+            cells = [f"{value:,.0f}" if value else "" for value in (*parts, sum(parts), *peaks)]
+            rows.append([job["loss"], job["precision"], *cells])
+    return rows
+
+
+def peak_mb(records: Iterable[Mapping[str, Any]], case: Mapping[str, Any], who: str) -> float:
+    """The median of a contestant's peak beyond what its process had before it read the model; 0 without runs."""
+    peaks = [
+        record["result"]["peak_mb"] - record["result"]["before_mb"]
+        for record in records
+        if record["job"]["kind"] == "train"
+        and contestant(record["job"]) == who
+        and all(record["job"][name] == case[name] for name in ("loss", "precision"))
+    ]
+    return median(peaks) if peaks else 0.0
 
 
 def rows_of(records: Iterable[Mapping[str, Any]]) -> list[list[str]]:
@@ -71,8 +109,10 @@ def rows_of(records: Iterable[Mapping[str, Any]]) -> list[list[str]]:
         if job["kind"] == "rate":
             rates[job["precision"]] = result
         if job["kind"] == "train":
+            # With one thread CPU seconds are the seconds of an idle machine, whatever else runs.
+            seconds = result["cpu_seconds" if job["threads"] == 1 else "seconds"]
             who = found.setdefault((job["loss"], job["precision"]), {}).setdefault(contestant(job), {})
-            who[job["repeat"] % CACHED_REPEAT] = result
+            who[job["repeat"] % CACHED_REPEAT] = result | {"seconds": seconds}
     return [row for case, results in found.items() for row in case_rows(*case, results, rates.get(case[1]))]
 
 
@@ -94,7 +134,7 @@ def case_rows(loss: str, precision: str, found: dict[str, dict[int, Result]], ra
             [
                 *(loss, precision, who),
                 spread([result["examples"] / result["seconds"] for result in results.values()]),
-                *("" if who in OURS else ratio for ratio in _ratios_to(ours, cached, results)),
+                *("" if who in OURS else _ratio(results, other, "seconds") for other in (ours, cached)),
                 f"{median(result['peak_mb'] for result in results.values()) / 1024:.1f}",
                 "" if who in OURS else _share(ours, results, "peak_mb"),
                 *(f"{tokens / 1000:.1f} k", number(tokens / first["needed_tokens"])),
@@ -109,19 +149,13 @@ def _floor(loss: str, precision: str, ours: list[Result], rate: Result) -> list[
     taken = f"{number(seconds / median(result['seconds'] for result in ours))} ×"
     pace = number(ours[0]["examples"] / seconds)
     name = f"floor ({rate['rate'] / 1e9:.0f} GFLOP/s)"
-    return [loss, precision, name, pace, taken, "", "", "", "", f"{needed / 1000:.1f} k", "1", ""]
+    return [loss, precision, name, pace, taken, "", "", "", f"{needed / 1000:.1f} k", "1", ""]
 
 
 def spread(values: list[float], unit: str = "") -> str:
     """The median, with the range where there is more than one value."""
     text = f"{number(median(values))}{unit}"
     return text if len(values) == 1 else f"{text} ({number(min(values))}–{number(max(values))})"
-
-
-def _ratios_to(ours: dict[int, Result], cached: dict[int, Result], results: dict[int, Result]) -> tuple[str, str, str]:
-    pairs = ((ours, "seconds"), (ours, "cpu_seconds"), (cached, "seconds"))
-    wall, cpu, without_reference = (_ratio(results, other, name) for other, name in pairs)
-    return wall, cpu, without_reference
 
 
 def _ratios(above: dict[int, Result], below: dict[int, Result], name: str) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from statistics import median
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from benchmarks import plain
-from benchmarks.flops import matmul_rate
 from benchmarks.inputs import llama
 from benchmarks.job import Job
+from benchmarks.roofline import Product, clock_for, rate
 from halos.data.batches.collate import collate
 from halos.data.rows.token_rows import Row
 from halos.objectives import KTO
@@ -85,14 +85,14 @@ def _alternate(steps: dict[str, Callable[[], None]], policy: Any) -> dict[str, f
     return {name: median(values[1:]) for name, values in seconds.items()}  # the first round warms up
 
 
-def rate(job: Job, folder: Path) -> dict[str, Any]:
-    """Operations per second of matrix products, of sizes as in the job's model and of large squares."""
+def best_rate(job: Job, folder: Path) -> dict[str, Any]:
+    """Operations per second of matrix products: the most over sizes as in the job's model and large squares."""
     from transformers import AutoConfig
 
     text = AutoConfig.from_pretrained(job.model).get_text_config()
-    shapes: Sequence[tuple[int, int, int]] = (
-        (2048, 2048, 2048),
-        (1024, text.hidden_size, text.intermediate_size),
-        (1024, text.intermediate_size, text.hidden_size),
+    products = (
+        Product(2048, 2048, 2048),
+        Product(1024, text.hidden_size, text.intermediate_size),
+        Product(1024, text.intermediate_size, text.hidden_size),
     )
-    return {"rate": matmul_rate(job.precision, shapes)}
+    return {"rate": max(rate(product, job.precision, clock_for(job.threads)) for product in products)}

@@ -6,7 +6,6 @@ y' are needed without gradient, on the prompt's keys and values; the reference o
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -94,24 +93,3 @@ def needs(steps: Sequence[Sequence[Row]], *, mismatched: bool, reference: bool) 
 
 def _all(rows: Sequence[Row]) -> list[Tree]:
     return [(row.prompt, branch) for row in rows for branch in row.branches]
-
-
-def matmul_rate(precision: str, shapes: Iterable[tuple[int, int, int]] = ((1024, 1024, 1024),)) -> float:
-    """The most operations per second that this machine's matrix products reach, over (m, k, n) shapes, by the library
-    that is faster on it."""
-    import torch
-
-    from halos.policy.kernels.matmul import affine
-
-    dtype = torch.float32 if precision == "32-true" else torch.bfloat16
-    best = 0.0
-    for m, k, n in shapes:
-        a, b = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
-        affine(a, b)
-        for _ in range(5):
-            start, rounds = time.perf_counter(), 0
-            while time.perf_counter() - start < 0.1:
-                affine(a, b)
-                rounds += 1
-            best = max(best, 2 * m * k * n * rounds / (time.perf_counter() - start))
-    return best

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-KINDS = ("train", "stages", "operators", "cost", "rate")
+KINDS = ("train", "profile", "saved", "cost", "rate")
 PEERS = ("plain", "liger", "trl", "trl_lean", "trl_best")
 """Whom ours is compared with: :mod:`benchmarks.plain` and :mod:`benchmarks.trl_side` have them."""
 
@@ -18,8 +18,8 @@ class Job:
     """One measurement.
 
     Args:
-        kind: ``train`` is one epoch by ``who``; ``stages`` and ``operators`` profile ours; ``cost`` is a point of a
-            cost curve; ``rate`` that of matrix products.
+        kind: ``train`` is one epoch by ``who``; ``profile`` tells where the time of ours goes, and ``saved``
+            what it keeps for the backward pass; ``cost`` is a point of a cost curve; ``rate`` that of matrix products.
         who: ``ours`` or one of :data:`PEERS`.
         model, data: a Hugging Face directory and a file of pairs.
         cache: folder of our reference's log-probs, empty for a new one.

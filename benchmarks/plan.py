@@ -29,6 +29,6 @@ class Plan:
             yield replace(self.base, loss=loss, precision=precision)
 
     def cold(self, job: Job) -> Job:
-        """The job with a cache of its own, which is empty unless it has run before."""
-        name = f"{job.loss}-{job.precision}-{job.repeat}-{job.name('')[-12:]}"
+        """The job with a cache of its own, which is empty unless this code has run it before."""
+        name = f"{job.loss}-{job.precision}-{job.repeat}-{job.name(self.runner.code)[-12:]}"
         return replace(job, cache=str(self.folder / "cache" / name))

@@ -1,12 +1,16 @@
-"""Where the time of one of our runs goes."""
+"""Where the time of our steps goes: every operation by its cause, and what lies between operations.
+
+Each batch of a real run is trained on several times in a row: first as in training, then by turns with every operation
+measured and without. The passes without are what the measured parts have to add up to; what the first pass takes longer
+is the price of sizes that the process has not met before.
+"""
 
 from __future__ import annotations
 
-import re
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,132 +20,152 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
 from benchmarks.job import Job, config
+from benchmarks.roofline import Clock, clock_for, roofline
+from benchmarks.watch import Costs, Watch, fault_seconds, overhead, page_faults
 from halos.commands.assembly import Run, assemble
-from halos.data.batches.collate import Batches
 from halos.policy.backbone import Backbone
+from halos.policy.kernels.layers import repeated_layers
+from halos.policy.logprobs import chunked_head
+from halos.policy.logprobs.attention import PackedAttention
 
-OPERATORS = (
-    ("LM head", r"ChunkedLogProbs|HeadFunction"),
-    ("attention", r"(?i)attention|attend"),
-    ("optimizer", r"_fused_adam|_foreach_"),
-    ("matrix products", r"aten::(addmm|mm|bmm|linear|matmul)$|AddmmBackward|MmBackward|LinearBackward"),
-)
-"""Kinds of operators by a pattern of their names; what fits none is elementwise work, copies and everything else."""
-
-WATCHED: tuple[tuple[Any, str, str], ...] = (
-    (Backbone, "logprobs", "forward"),
-    (Batches, "__getitem__", "data"),
-    *((torch.nn.utils, name, "optimizer") for name in ("get_total_norm", "clip_grads_with_norm_", "clip_grad_norm_")),
-)
-"""Functions by the stage that they are."""
+PASSES = ("first", *("measured", "again") * 3)
+"""The passes over each batch."""
 
 
-class Stopwatch:
-    """Seconds spent in wrapped functions; of nested ones, in each alone."""
+def profile(job: Job, folder: Path) -> dict[str, Any]:
+    """Seconds of the steps by cause, and the least that operations and bytes allow."""
+    run = assemble(config(job, folder))
+    run.folder.open(OmegaConf.to_yaml(run.cfg, resolve=True), fresh=True)
+    clock = clock_for(job.threads)
+    steps = Steps(clock)
+    trainer: Any = run.trainer
+    trainer.callbacks.append(steps)
+    with _every_batch_again(run), staged(steps.stages, trainer):
+        trainer.fit(run.objective, datamodule=run.data)
+    policy = run.objective.trained.policy
+    sizes = {size for p in policy.parameters() for size in p.shape}
+    found = steps.found()
+    return found | {
+        "threads": job.threads,
+        "layers": len(repeated_layers(policy)),
+        "overhead": overhead(clock),
+        "fault_seconds": fault_seconds(clock),
+        "roofline": roofline(job.precision, steps.costs.products, sizes, found["causes"], clock),
+    }
 
-    def __init__(self) -> None:
+
+class Steps(Callback):
+    """Measures each step from the end of the one before, so that data, Lightning and logging are a part of it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.stages = ["rest"]
         self.seconds: dict[str, float] = defaultdict(float)
-        self._inner: list[float] = []
+        self.times: Counter[str] = Counter()
+        self.faults = 0
+        self._clock, self._watch = clock, Watch(clock, self.stages)
+        self._index = 0
+        self._start: tuple[int, int] | None = None
 
-    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **options: Any) -> Any:
-            self._inner.append(0.0)
-            start = time.perf_counter()
-            try:
-                return function(*args, **options)
-            finally:
-                took = time.perf_counter() - start
-                self.seconds[name] += took - self._inner.pop()
-                if self._inner:
-                    self._inner[-1] += took
-
-        return timed
-
-
-class WatchOptimizer(Callback):
-    """Watches from the first step on: the reference's pass before it is none of the steps' time."""
-
-    def __init__(self, watch: Stopwatch) -> None:
-        self.watch = watch
+    @property
+    def costs(self) -> Costs:
+        """Of all measured passes together."""
+        return self._watch.costs
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.watch.seconds.clear()
         for optimizer in trainer.optimizers:
             step = optimizer.step
 
-            def timed(closure: Any = None, *, step: Any = step) -> Any:
-                # What Lightning does within the closure is not the optimizer's time.
-                return self.watch.wrap("optimizer", step)(self.watch.wrap("rest", closure))
+            def closure_apart(closure: Any = None, *, step: Any = step) -> Any:
+                # Lightning runs the forward and the backward pass within the optimizer's step.
+                return marked(self.stages, "optimizer", step)(marked(self.stages, "rest", closure))
 
-            optimizer.step = timed
+            optimizer.step = closure_apart
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        now, faults = self._clock(), page_faults()
+        if self._start is not None:  # the run's first step has no end before it
+            name = self._name()
+            self.times[name] += 1
+            self.seconds[name] += (now - self._start[0]) / 1e9
+            if name == "measured":
+                self._watch.__exit__(None, None, None)
+                self.faults += faults - self._start[1]
+        self._index += 1
+        if self._name() == "measured":
+            self._watch.__enter__()
+        self._start = self._clock(), page_faults()
+
+    def _name(self) -> str:
+        return PASSES[self._index % len(PASSES)]
+
+    def on_train_end(self, *_: Any) -> None:
+        if self._name() == "measured":
+            self._watch.__exit__(None, None, None)
+
+    def found(self) -> dict[str, Any]:
+        """Means of a step."""
+        share, costs = 1 / self.times["measured"], self.costs
+        return {
+            "seconds": {name: seconds / self.times[name] for name, seconds in self.seconds.items()},
+            "faults": share * self.faults,
+            "views": share * costs.views,
+            "between": {stage: share * seconds for stage, seconds in costs.between.items()},
+            "causes": {
+                name: {part: share * value for part, value in asdict(cost).items()}
+                for name, cost in costs.causes.items()
+            },
+            "names": {name: share * seconds for name, seconds in Counter(costs.names).most_common(40)},
+        }
 
 
-def _assemble(job: Job, folder: Path) -> Run:
-    run = assemble(config(job, folder))
-    run.folder.open(OmegaConf.to_yaml(run.cfg, resolve=True), fresh=True)
+def marked(stages: list[str], stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which puts its stage on the list while it runs."""
+
+    def run(*args: Any, **options: Any) -> Any:
+        stages.append(stage)
+        try:
+            return function(*args, **options)
+        finally:
+            stages.pop()
+
     return run
 
 
-def stages(job: Job, folder: Path) -> dict[str, Any]:
-    """Seconds of the steps in the model with its head, forward and backward, in the optimizer (clipping included), in
-    collating, and in the rest, which is Lightning, the loss, metrics and logging."""
-    run = _assemble(job, folder)
-    trainer: Any = run.trainer
-    watch = Stopwatch()
-    trainer.callbacks.append(WatchOptimizer(watch))
-    trainer.strategy.backward = watch.wrap("backward", trainer.strategy.backward)
+@contextmanager
+def staged(stages: list[str], trainer: Any) -> Iterator[None]:
+    """Within, the functions of a step are :func:`marked`."""
+    head = chunked_head._ChunkedLogProbs
+    norms = ("get_total_norm", "clip_grads_with_norm_", "clip_grad_norm_")
     with ExitStack() as stack:
-        for owner, function, stage in WATCHED:
-            watched = watch.wrap(stage, getattr(owner, function))
-            stack.enter_context(patch.object(owner, function, watched))
-        trainer.fit(run.objective, datamodule=run.data)
-    return {"seconds": split_off_rest(watch.seconds, run.record.seconds)}
+        for owner, name, stage in (
+            (Backbone, "logprobs", "forward"),
+            (PackedAttention, "__call__", "attention"),
+            (trainer.strategy, "backward", "backward"),
+            *((torch.nn.utils, norm, "optimizer") for norm in norms),
+        ):
+            stack.enter_context(patch.object(owner, name, marked(stages, stage, getattr(owner, name))))
+        for name in ("forward", "backward"):
+            stack.enter_context(patch.object(head, name, staticmethod(marked(stages, "head", getattr(head, name)))))
+        yield
 
 
-def split_off_rest(seconds: dict[str, float], total: float) -> dict[str, float]:
-    """The measured stages, the rest of the total, and ``overhead``: data and rest as a share of all other stages."""
-    found = {name: seconds[name] for name in ("forward", "backward", "optimizer", "data")}
-    bare = found["forward"] + found["backward"] + found["optimizer"]
-    found["rest"] = total - bare - found["data"]
-    return found | {"overhead": (found["data"] + found["rest"]) / bare}
+@contextmanager
+def _every_batch_again(run: Run) -> Iterator[None]:
+    """Within, the run's loader yields every batch once for each of :data:`PASSES`."""
+    data = run.data
+    load = data.train_dataloader
 
+    class Repeated:
+        def __init__(self) -> None:
+            self.loader = load()
 
-def operators(job: Job, folder: Path) -> dict[str, Any]:
-    """Seconds of the steps' operators by kind; profiling costs some time itself."""
-    run = _assemble(job, folder)
-    trainer: Any = run.trainer
-    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
-    trainer.callbacks.append(_Profiled(profiler))
-    trainer.fit(run.objective, datamodule=run.data)
-    return {"seconds": by_kind(profiler.events() or ())}
+        def __len__(self) -> int:
+            return len(self.loader) * len(PASSES)
 
+        def __iter__(self) -> Iterator[Any]:
+            return (batch for batch in self.loader for _ in PASSES)
 
-class _Profiled(Callback):
-    def __init__(self, profiler: Any) -> None:
-        self.profiler = profiler
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.profiler.start()
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self.profiler.stop()
-
-
-def by_kind(events: Iterable[Any]) -> dict[str, float]:
-    """Seconds of each kind of operator; an operator counts within the outermost one that has a kind."""
-    seconds: dict[str, float] = defaultdict(float)
-    for event in events:
-        kind = kind_of(event.name)
-        inside = event.cpu_parent
-        while inside is not None and kind_of(inside.name) is None:
-            inside = inside.cpu_parent
-        if kind is not None and inside is None:
-            seconds[kind] += event.cpu_time_total / 1e6
-        elif kind is None and inside is None and event.name.startswith("aten::"):
-            seconds["elementwise and other"] += event.self_cpu_time_total / 1e6
-    return dict(seconds)
-
-
-def kind_of(name: str) -> str | None:
-    """The kind of an operator."""
-    return next((kind for kind, pattern in OPERATORS if re.search(pattern, name)), None)
+    steps = data.steps * len(PASSES)
+    run.trainer.fit_loop.epoch_loop.max_steps = steps
+    with patch.object(data, "train_dataloader", Repeated):
+        yield

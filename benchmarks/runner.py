@@ -38,13 +38,13 @@ class Runner:
         for name in ("results", "logs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         self.machine = machine()
-        self._code = code_digest()
+        self.code = code_digest()
         self.records: list[dict[str, Any]] = []
 
     def run(self, job: Job) -> Result | None:
         """The job's result, measured now or before."""
         self.done += 1
-        name = job.name(f"{self.machine} {'' if job.who in OTHERS else self._code}")
+        name = job.name(f"{self.machine} {'' if job.who in OTHERS else self.code}")
         result = self.folder / "results" / f"{name}.json"
         start = time.perf_counter()
         if not result.exists() and not self._measure(job, name, result):

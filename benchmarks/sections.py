@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks import contest, inputs
+from benchmarks import contest, inputs, profile_table
 from benchmarks.plan import Plan
 from benchmarks.runner import Result
 from benchmarks.table import number, table
@@ -27,38 +27,14 @@ CURVE = {"hidden": 256, "layers": 4, "prompt": 128, "completion": 64, "per_promp
 
 
 def profile(plan: Plan) -> str:
-    """Where our time goes, by stage and by operator."""
-    stages, operators = [], []
+    """Where our time goes, with one thread and with all that were asked for."""
+    cases = []
     for case in plan.cases():
-        case = plan.cold(replace(case, repeat=2000))
-        found = plan.runner.run(replace(case, kind="stages"))
-        if found:
-            seconds = found["seconds"]
-            overhead = f"{seconds.pop('overhead'):.1%}"
-            stages.append([case.loss, case.precision, *_shares(seconds), overhead])
-            names = list(seconds)
-        found = plan.runner.run(replace(case, kind="operators"))
-        if found:
-            operators.append([case.loss, case.precision, _listed(found["seconds"])])
-    if not stages:
-        return ""
-    by_stage = table(("loss", "precision", *names, "overhead"), stages)
-    notes = (
-        "Shares of the steps' time. *rest*: Lightning, the loss, metrics, logging; *overhead*: data and rest over the "
-    )
-    notes += "sum of the others. By operator:"
-    return f"{by_stage}\n\n{notes}\n\n{table(('loss', 'precision', 'operators'), operators)}"
-
-
-def _shares(seconds: dict[str, float]) -> list[str]:
-    total = sum(seconds.values())
-    return [f"{value / total:.1%}" for value in seconds.values()]
-
-
-def _listed(seconds: dict[str, float]) -> str:
-    total = sum(seconds.values())
-    ordered = sorted(seconds.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {value / total:.0%}" for name, value in ordered)
+        counts = dict.fromkeys((1, case.threads))
+        jobs = [plan.cold(replace(case, kind="profile", threads=threads)) for threads in counts]
+        alone, *more = [plan.runner.run(job) for job in jobs]
+        cases.append((f"{case.loss}, {case.precision}", alone, *(more or [None])))
+    return profile_table.section(cases)
 
 
 def memory(plan: Plan) -> str:
@@ -165,8 +141,8 @@ def planned(name: str, plan: Plan) -> int:
     """How many jobs a section has, at most."""
     cases = len(plan.losses) * len(plan.precisions)
     return {
-        "speed": cases * (plan.repeats * (3 + len(plan.peers)) + 1),
-        "profile": cases * 2,
+        "speed": cases * (plan.repeats * (3 + len(plan.peers)) + 2),
+        "profile": cases * (1 + (plan.base.threads > 1)),
         "memory": len(VOCABULARIES) * len(COMPLETIONS) * 2,
         "curves": sum(map(len, CURVES.values())),
         "sweep": len(plan.precisions) * len(SWEEP) * (1 + ("trl" in plan.peers)),

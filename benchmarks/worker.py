@@ -26,14 +26,14 @@ def main(job_file: str, result_file: str) -> None:
 
 def measure(job: Job, folder: Path) -> dict[str, Any]:
     """The numbers of one job."""
-    from benchmarks import costs, profiles, runs
+    from benchmarks import costs, profiles, runs, saved
 
     kinds: dict[str, Callable[[Job, Path], dict[str, Any]]] = {
         "train": runs.train,
-        "stages": profiles.stages,
-        "operators": profiles.operators,
+        "profile": profiles.profile,
+        "saved": saved.saved,
         "cost": costs.cost,
-        "rate": costs.rate,
+        "rate": costs.best_rate,
     }
     return kinds[job.kind](job, folder)
 

@@ -33,13 +33,20 @@ def test_half_a_case_is_refused(words: list[str], said: str, tmp_path: Path) -> 
 def test_an_unknown_peer_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.parser().parse_args(["--peers=unsloth"])
-    assert "expected some of plain, trl; found 'unsloth'" in capsys.readouterr().err
+    assert "expected some of plain, liger, trl, trl_lean, trl_best; found 'unsloth'" in capsys.readouterr().err
 
 
 def test_a_missing_trl_is_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "installed", lambda: None)
     with pytest.raises(ValueError, match="trl is not installed"):
         command.plan_of(command.parser().parse_args([f"--output={tmp_path}"]))
+
+
+def test_liger_is_asked_for_by_name_and_needs_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "liger" not in command.parser().parse_args([]).peers
+    monkeypatch.setattr(command.liger_side, "installed", lambda: False)
+    with pytest.raises(ValueError, match="pip install liger-kernel triton"):
+        command.plan_of(command.parser().parse_args(["--peers=liger", f"--output={tmp_path}"]))
 
 
 def test_pairs_are_drawn_alike_and_kept(tmp_path: Path) -> None:

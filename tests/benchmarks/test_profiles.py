@@ -1,71 +1,57 @@
-"""Seconds by stage and by operator."""
+"""A profile of a small run."""
 
-import time
-from types import SimpleNamespace
-from typing import Any
+from pathlib import Path
 
 import pytest
 
-from benchmarks.profiles import WATCHED, Stopwatch, WatchOptimizer, by_kind, kind_of, split_off_rest
+from benchmarks import profiles, roofline
+from benchmarks.inputs import synthetic_model, synthetic_pairs
+from benchmarks.job import Job
+from benchmarks.profiles import PASSES, marked, profile
+from benchmarks.saved import saved
 
 
-def test_of_nested_functions_each_counts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    watch = Stopwatch()
-
-    def inner(seconds: float) -> float:
-        now[0] += seconds
-        return seconds
-
-    def outer() -> float:
-        now[0] += 1
-        return watch.wrap("inner", inner)(5) + watch.wrap("inner", inner)(2)
-
-    assert watch.wrap("outer", outer)() == 7
-    assert watch.seconds == {"inner": 7, "outer": 1}
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    folder = tmp_path_factory.mktemp("inputs")
+    model = synthetic_model(folder, hidden=16, layers=3, vocabulary=32)
+    data = synthetic_pairs(folder, count=4, prompt=6, completion=4, vocabulary=32)
+    return Job(kind="profile", model=model, data=data, batch_size=4, max_length=16, max_prompt_length=None)
 
 
-def test_what_comes_before_the_first_step_is_none_of_its_time() -> None:
-    watch = Stopwatch()
-    watch.wrap("forward", time.sleep)(0.01)  # the reference's pass
-    WatchOptimizer(watch).on_train_start(SimpleNamespace(optimizers=[]), None)
-    assert not watch.seconds
+def test_stages_end_with_their_function() -> None:
+    stages = ["rest"]
+    inner = marked(stages, "head", lambda: list(stages))
+    assert marked(stages, "forward", inner)() == ["rest", "forward", "head"]
+    with pytest.raises(ZeroDivisionError):
+        marked(stages, "forward", lambda: 1 // 0)()
+    assert stages == ["rest"]
 
 
-def test_what_is_watched_exists() -> None:
-    assert all(callable(getattr(owner, function)) for owner, function, _ in WATCHED)
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")  # it is overridden, to mark its stage
+def test_every_batch_is_measured_as_often_and_every_cause_is_found(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roofline, "SECONDS", 0.0)
+    monkeypatch.setattr(roofline, "LARGE", 2**10)
+    monkeypatch.setattr(profiles, "PASSES", PASSES[:3])
+    found = profile(job, tmp_path)
+    assert found["layers"] == 3
+    assert set(found["seconds"]) == {"first", "measured", "again"}
+    optimizer = found["causes"]["optimizer and clipping"]
+    assert {"products", "attention", "reductions of the head", "pieces of attention"} <= set(found["causes"])
+    assert 0 < optimizer["seconds"] < found["seconds"]["measured"]
+    assert set(found["between"]) == {"forward", "attention", "head", "backward", "optimizer", "rest"}
+    assert set(found["roofline"]["least"]) == set(found["causes"])
+    operations = sum(cost["seconds"] for cost in found["causes"].values())
+    assert operations + sum(found["between"].values()) < found["seconds"]["measured"]
 
 
-def test_the_rest_is_what_no_stage_took() -> None:
-    seconds = {"forward": 3.0, "backward": 6.0, "optimizer": 1.0, "data": 0.25}
-    found = split_off_rest(seconds, 10.5)
-    assert found["rest"] == pytest.approx(0.25)
-    assert found["overhead"] == pytest.approx(0.05)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("_ChunkedLogProbsBackward", "LM head"),
-        ("aten::scaled_dot_product_attention", "attention"),
-        ("autograd::engine::evaluate_function: ScaledDotProductFlashAttentionForCpuBackward0", "attention"),
-        ("aten::addmm", "matrix products"),
-        ("aten::_fused_adamw_", "optimizer"),
-        ("aten::mul", None),
-        ("Optimizer.step#AdamW.step", None),
-    ],
-)
-def test_kinds_of_operators(name: str, kind: str | None) -> None:
-    assert kind_of(name) == kind
-
-
-def test_an_operator_counts_within_the_outermost_one_that_has_a_kind() -> None:
-    def event(name: str, total: float, own: float, parent: Any = None) -> Any:
-        return SimpleNamespace(name=name, cpu_time_total=total, self_cpu_time_total=own, cpu_parent=parent)
-
-    head = event("_ChunkedLogProbs", 9e6, 1e6)
-    step = event("Optimizer.step#AdamW.step", 20e6, 1e6)
-    inside = event("aten::linear", 8e6, 0, head)
-    events = [head, inside, event("aten::mm", 8e6, 8e6, inside), step, event("aten::mul", 3e6, 2e6, step)]
-    assert by_kind(events) == {"LM head": 9.0, "elementwise and other": 2.0}
+def test_what_is_kept_for_the_backward_pass_is_counted(job: Job, tmp_path: Path) -> None:
+    found = saved(job, tmp_path / "one")
+    embedding, layer, norm = 32 * 16, 4 * 16 * 16 + 3 * 16 * 42 + 2 * 16, 16
+    assert found["state_mb"] == pytest.approx(16 * (embedding + 3 * layer + norm) / 2**20)
+    # Two steps of four rows: 8 prompts or fewer of 6 tokens, 8 completions of 3 fed ones. Each layer keeps at least
+    # its two inputs of norms and the two of SwiGLU.
+    tokens = found["saved_mb"] * 2**20 / 4 / (3 * (2 * 16 + 2 * 42))
+    assert 12 < tokens < 400

@@ -25,10 +25,16 @@ def test_other_measurements_and_other_machines_have_other_names() -> None:
 
 def test_what_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, job = Runner(tmp_path), Job()
-    name = job.name(f"{made.machine} {made._code}")
+    name = job.name(f"{made.machine} {made.code}")
     (tmp_path / "results" / f"{name}.json").write_text(json.dumps({"seconds": 3}))
     monkeypatch.setattr("benchmarks.runner.subprocess.run", lambda *_, **__: pytest.fail("it was measured"))
     assert made.run(job) == {"seconds": 3}
+    made.keep(tmp_path / "runs.json")
+    kept = json.loads((tmp_path / "runs.json").read_text())
+    assert kept["machine"] == made.machine
+    (run,) = kept["runs"]
+    assert (run["result"], run["job"]["loss"]) == ({"seconds": 3}, "kto")
+    assert not {"model", "data", "cache"} & set(run["job"])  # paths of this machine
 
 
 @pytest.mark.slow

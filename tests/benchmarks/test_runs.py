@@ -2,10 +2,12 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from benchmarks import runs
+from benchmarks import liger_side, runs, trl_side
 from benchmarks.inputs import synthetic_model, synthetic_pairs
 from benchmarks.job import Job
 from benchmarks.sections import SWEEP
@@ -37,6 +39,38 @@ def test_ours_and_the_plain_loop_train_alike(loss: str, job: Job, tmp_path: Path
     assert plain["tokens"] == plain["examples"] * 2 * 2 * 10
     # Trying out whether rows can be packed, in trees too, costs some tokens once.
     assert ours["needed_tokens"] < ours["tokens"] < plain["tokens"] + 600
+
+
+@pytest.mark.skipif(not liger_side.installed(), reason="Liger or Triton is not installed")
+@pytest.mark.parametrize("loss", ["kto", "dpo"])
+def test_the_loop_with_ligers_losses_trains_alike(loss: str, job: Job, tmp_path: Path) -> None:
+    plain, liger = of(job, "plain", loss, tmp_path), of(job, "liger", loss, tmp_path)
+    assert liger["losses"] == pytest.approx(plain["losses"], abs=1e-5)
+    assert liger["tokens"] == plain["tokens"]
+
+
+@pytest.mark.skipif(find_spec("trl") is None, reason="trl is not installed")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("who", ["trl_lean", "trl_best"])
+@pytest.mark.parametrize("loss", ["kto", "dpo"])
+def test_patches_leave_trls_losses_as_they_are(who: str, loss: str, job: Job, tmp_path: Path) -> None:
+    trl, patched = of(job, "trl", loss, tmp_path), of(job, who, loss, tmp_path)
+    assert patched["losses"] == pytest.approx(trl["losses"], abs=1e-5)
+    assert patched["tokens"] == trl["tokens"]
+
+
+@pytest.mark.skipif(find_spec("trl") is None, reason="trl is not installed")
+def test_patches_leave_out_what_the_loss_does_not_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trl.trainer import kto_trainer, utils
+
+    asked = []
+    monkeypatch.setattr(utils, "add_fused_lm_head", lambda model, **options: asked.append(options))
+    with trl_side.patched("trl_lean"):
+        kto_trainer.add_fused_lm_head(SimpleNamespace(forward=None), outputs=("log_probs", "entropy"))
+        assert not utils._use_triton(torch.device("cpu"))
+    with trl_side.patched("trl_best"):
+        assert utils._use_triton(torch.device("cpu"))
+    assert asked == [{}]
 
 
 @pytest.mark.skipif(find_spec("trl") is None, reason="trl is not installed")

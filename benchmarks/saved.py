@@ -1,0 +1,60 @@
+"""The least memory of a run of ours, counted: weights, gradients, moments, and what the backward pass reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from benchmarks.job import Job, config
+from halos.commands.assembly import assemble
+
+STATE = 4
+"""Weights, gradients and AdamW's two moments: numbers for each parameter, in float32."""
+
+
+class Saved(Callback):
+    """Counts the bytes that each forward pass keeps for the backward pass; a block of memory counts once."""
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self._own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+        self._blocks: dict[int, int] = {}
+        self.most = 0
+
+    def _see(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._own:
+            self._blocks[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._see, lambda tensor: tensor)
+        self._hooks.__enter__()
+
+    def on_before_backward(self, *_: Any) -> None:
+        self._hooks.__exit__()
+        self.most = max(self.most, sum(self._blocks.values()))
+        self._blocks.clear()
+
+
+class _OfPolicy(Callback):
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.saved = Saved(pl_module.parameters())
+        trainer.callbacks.append(self.saved)
+
+
+def saved(job: Job, folder: Path) -> dict[str, Any]:
+    """MiB of weights, gradients and moments, and of what the largest step keeps for its backward pass."""
+    run = assemble(config(job, folder))
+    run.folder.open(OmegaConf.to_yaml(run.cfg, resolve=True), fresh=True)
+    counter = _OfPolicy()
+    trainer: Any = run.trainer
+    trainer.callbacks.append(counter)
+    trainer.fit(run.objective, datamodule=run.data)
+    parameters = sum(p.numel() for p in run.objective.parameters())
+    return {"state_mb": STATE * 4 * parameters / 2**20, "saved_mb": counter.saved.most / 2**20}

@@ -1,0 +1,156 @@
+"""Measures every operation of a computation, by its cause, and what lies between operations."""
+
+from __future__ import annotations
+
+import resource
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from mmap import mmap
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.roofline import Clock, Product
+from halos.estimation.tracer import OPERATIONS, READ_IN_PART
+
+PRODUCTS = ("mm", "addmm", "bmm", "_linear_pointwise", "addmm_")
+CONVERSIONS = ("_to_copy", "copy_")
+OPTIMIZER = ("_fused_adam", "_foreach_")
+ATTENTION = "_scaled_dot_product"
+NEW_BYTES = 2**26
+JOINS = ("cat", "split_with_sizes_backward")
+"""In the backward pass these put the gradients of attention's pieces together."""
+
+
+@dataclass
+class Cost:
+    """Operations of one cause: their number, seconds, page faults, floating-point operations and bytes moved."""
+
+    calls: int = 0
+    seconds: float = 0.0
+    faults: int = 0
+    operations: float = 0.0
+    moved: float = 0.0
+
+
+@dataclass
+class Costs:
+    """Costs by cause, the seconds between operations by stage, and products by their sizes."""
+
+    causes: dict[str, Cost] = field(default_factory=lambda: defaultdict(Cost))
+    between: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    products: dict[Product, float] = field(default_factory=lambda: defaultdict(float))
+    names: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    views: int = 0
+    """Operations that move nothing, which are not measured."""
+
+
+class Watch(TorchDispatchMode):
+    """Within this mode every operation is measured.
+
+    Args:
+        clock: nanoseconds.
+        stages: the stages that are under way, the innermost last.
+    """
+
+    def __init__(self, clock: Clock, stages: list[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.costs, self._clock, self._stages = Costs(), clock, stages
+        self._end = 0
+
+    def __enter__(self) -> Any:
+        self._end = self._clock()
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if not isinstance(func, OpOverload) or func.is_view:
+            self.costs.views += 1
+            return func(*args, **(kwargs or {}))
+        faults, start = page_faults(), self._clock()
+        out = func(*args, **(kwargs or {}))
+        end = self._clock()
+        stage = self._stages[-1]
+        self.costs.between[stage] += (start - self._end) / 1e9
+        self._record(func, stage, (end - start) / 1e9, page_faults() - faults, args, kwargs or {}, out)
+        self._end = self._clock()  # what was just written down is not the run's time
+        return out
+
+    def _record(
+        self, func: OpOverload, stage: str, seconds: float, faults: int, args: Any, kwargs: Any, out: Any
+    ) -> None:
+        name = func._schema.name.partition("::")[2]
+        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        cost = self.costs.causes[cause(name, stage, read, made)]
+        formula = OPERATIONS.get(func._overloadpacket)
+        operations = float(formula(*args, **kwargs, out_val=out)) if formula else 0.0
+        cost.calls += 1
+        cost.seconds += seconds
+        cost.faults += faults
+        cost.operations += operations
+        cost.moved += sum(map(_size, [*made, *(made if name in READ_IN_PART else read)]))
+        self.costs.names[f"{stage}: {name}"] += seconds
+        if name in PRODUCTS and read[-1].ndim == 2:
+            n = made[0].shape[-1]
+            rows = made[0].numel() // n
+            self.costs.products[Product(rows, round(operations / (2 * rows * n)), n)] += operations
+
+
+def cause(name: str, stage: str, read: list[Tensor], made: list[Tensor]) -> str:
+    """Why an operation takes time."""
+    if stage == "optimizer" or name.startswith(OPTIMIZER):
+        return "optimizer and clipping"
+    if name in PRODUCTS:
+        return "products"
+    if name.startswith(ATTENTION):
+        return "attention"
+    if stage == "head":
+        return "reductions of the head"
+    if name in CONVERSIONS and len({tensor.dtype for tensor in [*read, *made]}) > 1:
+        return "conversions"
+    if stage == "attention" or (stage == "backward" and name in JOINS):
+        return "pieces of attention"
+    return "elementwise operations and copies"
+
+
+def _size(tensor: Tensor) -> int:
+    return min(tensor.nbytes, tensor.untyped_storage().nbytes())  # an expanded tensor has less than its shape says
+
+
+def page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def overhead(clock: Clock, calls: int = 20_000) -> dict[str, float]:
+    """Seconds that measuring adds to an operation and to a view, from outside and within what is recorded."""
+    x, y = torch.ones(4), torch.ones(4)
+
+    def seconds(function: Callable[[], Any]) -> float:
+        start = clock()
+        for _ in range(calls):
+            function()
+        return (clock() - start) / 1e9 / calls
+
+    plain, plain_view = seconds(lambda: torch.add(x, y, alpha=2)), seconds(x.t)
+    with Watch(clock, ["rest"]) as watch:
+        _, watched_view = seconds(lambda: torch.add(x, y, alpha=2)), seconds(x.t)
+    recorded = sum(cost.seconds for cost in watch.costs.causes.values()) / calls
+    between = sum(watch.costs.between.values()) / calls
+    return {"operation": recorded + between - plain, "view": watched_view - plain_view}
+
+
+def fault_seconds(clock: Clock) -> float:
+    """Seconds that a page of new memory costs when it is first written to."""
+    block = torch.frombuffer(mmap(-1, NEW_BYTES), dtype=torch.uint8)
+    faults, start = page_faults(), clock()
+    block.fill_(1)
+    new, end = page_faults() - faults, clock()
+    block.fill_(2)
+    return (2 * end - start - clock()) / 1e9 / max(new, 1)
