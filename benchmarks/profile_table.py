@@ -59,7 +59,7 @@ def rows_of(result: Mapping[str, Any], found: Mapping[str, float], threads: int 
     return [
         *rows,
         ["**step**", f"{step:.3f}", "100%", f"{total:.3f} ({total / step:.0%})", ""],
-        ["first pass", f"+{first:.3f}", f"+{first / step:.1%}", "", ""],
+        ["first pass", f"{first:+.3f}", f"{first / step:+.1%}", "", ""],
     ]
 
 

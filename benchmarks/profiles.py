@@ -11,8 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -21,7 +22,7 @@ from omegaconf import OmegaConf
 
 from benchmarks.job import Job, config
 from benchmarks.roofline import Clock, clock_for, roofline
-from benchmarks.watch import Costs, Watch, fault_seconds, overhead, page_faults
+from benchmarks.watch import Costs, Watch, fault_seconds, overhead, page_faults, total
 from halos.commands.assembly import Run, assemble
 from halos.policy.backbone import Backbone
 from halos.policy.kernels.layers import repeated_layers
@@ -30,6 +31,14 @@ from halos.policy.logprobs.attention import PackedAttention
 
 PASSES = ("first", *("measured", "again") * 3)
 """The passes over each batch."""
+
+
+class Measured(NamedTuple):
+    """One pass over a batch."""
+
+    seconds: float
+    faults: int
+    costs: Costs
 
 
 def profile(job: Job, folder: Path) -> dict[str, Any]:
@@ -44,32 +53,29 @@ def profile(job: Job, folder: Path) -> dict[str, Any]:
         trainer.fit(run.objective, datamodule=run.data)
     policy = run.objective.trained.policy
     sizes = {size for p in policy.parameters() for size in p.shape}
-    found = steps.found()
+    found, products = steps.found(), total(measured.costs for measured in steps.measured).products
     return found | {
         "threads": job.threads,
         "layers": len(repeated_layers(policy)),
         "overhead": overhead(clock),
         "fault_seconds": fault_seconds(clock),
-        "roofline": roofline(job.precision, steps.costs.products, sizes, found["causes"], clock),
+        "roofline": roofline(job.precision, products, sizes, found["causes"], clock),
     }
 
 
 class Steps(Callback):
-    """Measures each step from the end of the one before, so that data, Lightning and logging are a part of it."""
+    """Measures each step from the end of the one before, so that data, Lightning and logging are a part of it.
+
+    Of a batch's passes of a kind the fastest counts, which other programs on the machine have disturbed least.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self.stages = ["rest"]
         self.seconds: dict[str, float] = defaultdict(float)
-        self.times: Counter[str] = Counter()
-        self.faults = 0
+        self.measured: list[Measured] = []
         self._clock, self._watch = clock, Watch(clock, self.stages)
-        self._index = 0
-        self._start: tuple[int, int] | None = None
-
-    @property
-    def costs(self) -> Costs:
-        """Of all measured passes together."""
-        return self._watch.costs
+        self._passes = cycle(PASSES)
+        self._tries: dict[str, list[Measured]] = defaultdict(list)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         for optimizer in trainer.optimizers:
@@ -80,34 +86,34 @@ class Steps(Callback):
                 return marked(self.stages, "optimizer", step)(marked(self.stages, "rest", closure))
 
             optimizer.step = closure_apart
+        self._begin()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        now, faults = self._clock(), page_faults()
-        if self._start is not None:  # the run's first step has no end before it
-            name = self._name()
-            self.times[name] += 1
-            self.seconds[name] += (now - self._start[0]) / 1e9
-            if name == "measured":
-                self._watch.__exit__(None, None, None)
-                self.faults += faults - self._start[1]
-        self._index += 1
-        if self._name() == "measured":
-            self._watch.__enter__()
-        self._start = self._clock(), page_faults()
-
-    def _name(self) -> str:
-        return PASSES[self._index % len(PASSES)]
-
-    def on_train_end(self, *_: Any) -> None:
-        if self._name() == "measured":
+        seconds, faults = (self._clock() - self._start) / 1e9, page_faults() - self._faults
+        if self._name == "measured":
             self._watch.__exit__(None, None, None)
+        self._tries[self._name].append(Measured(seconds, faults, self._watch.costs))
+        if sum(map(len, self._tries.values())) == len(PASSES):
+            fastest = {name: min(tries, key=lambda found: found.seconds) for name, tries in self._tries.items()}
+            for name, found in fastest.items():
+                self.seconds[name] += found.seconds
+            self.measured.append(fastest["measured"])
+            self._tries.clear()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._name, self._watch.costs = next(self._passes), Costs()
+        if self._name == "measured":
+            self._watch.__enter__()
+        self._start, self._faults = self._clock(), page_faults()
 
     def found(self) -> dict[str, Any]:
         """Means of a step."""
-        share, costs = 1 / self.times["measured"], self.costs
+        share = 1 / len(self.measured)
+        costs = total(found.costs for found in self.measured)
         return {
-            "seconds": {name: seconds / self.times[name] for name, seconds in self.seconds.items()},
-            "faults": share * self.faults,
+            "seconds": {name: share * seconds for name, seconds in self.seconds.items()},
+            "faults": share * sum(found.faults for found in self.measured),
             "views": share * costs.views,
             "between": {stage: share * seconds for stage, seconds in costs.between.items()},
             "causes": {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import resource
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from mmap import mmap
 from typing import Any
 
@@ -48,6 +48,25 @@ class Costs:
     names: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     views: int = 0
     """Operations that move nothing, which are not measured."""
+
+
+def total(all_costs: Iterable[Costs]) -> Costs:
+    """The sums."""
+    found = Costs()
+    for costs in all_costs:
+        for name, cost in costs.causes.items():
+            summed = found.causes[name]
+            for part, value in asdict(cost).items():
+                setattr(summed, part, getattr(summed, part) + value)
+        for own, other in (
+            (found.between, costs.between),
+            (found.products, costs.products),
+            (found.names, costs.names),
+        ):
+            for key, value in other.items():
+                own[key] += value  # type: ignore[index]
+        found.views += costs.views
+    return found
 
 
 class Watch(TorchDispatchMode):

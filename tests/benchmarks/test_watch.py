@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.roofline import Product
-from benchmarks.watch import Watch, cause, fault_seconds, overhead, page_faults
+from benchmarks.watch import Watch, cause, fault_seconds, overhead, page_faults, total
 
 
 class Clock:
@@ -47,6 +47,19 @@ def test_an_operation_counts_its_time_operations_and_bytes_and_a_view_nothing() 
     assert found.seconds == 1
     assert watch.costs.between == {"forward": 1}
     assert watch.costs.views == 1
+
+
+def test_costs_add_up() -> None:
+    with Watch(Clock(), ["forward"]) as one:
+        torch.ones(3, 4) @ torch.ones(4, 5)
+    with Watch(Clock(), ["backward"]) as other:
+        torch.ones(3, 4) @ torch.ones(4, 5)
+        torch.ones(2).t()
+    found = total([one.costs, other.costs])
+    assert found.causes["products"].calls == 2
+    assert found.products == {Product(3, 4, 5): 240}
+    assert found.between == {"forward": 3, "backward": 4}  # operations that fill memory count, too
+    assert found.views == 1
 
 
 def test_what_is_expanded_moves_what_it_has_and_a_lookup_the_rows_that_it_reads() -> None:
