@@ -69,8 +69,9 @@ SPEED_NOTES = (
 
 MEMORY = ("loss", "precision", "weights, gradients, moments", "kept for backward", "together", "ours", "TRL")
 MEMORY_NOTES = (
-    "MiB. *Kept for backward*: what the forward pass of the largest step keeps, each block of memory once. *Ours* and "
-    "*TRL*: the peak of the process beyond what it had before it read the model; TRL's includes its reference model."
+    "MiB. *Kept for backward*: what the forward pass of the largest step keeps, each block of memory once. A run of a "
+    "single step has no moments beside it. *Ours* and *TRL*: the peak of the process beyond what it had before it read "
+    "the model; TRL's includes its reference model."
 )
 
 

@@ -8,7 +8,7 @@ is the price of sizes that the process has not met before.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import cycle
@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from benchmarks.job import Job, config
 from benchmarks.roofline import Clock, clock_for, roofline
-from benchmarks.watch import Costs, Watch, fault_seconds, overhead, page_faults, total
+from benchmarks.watch import Costs, Watch, fault_seconds, overhead, page_faults
 from halos.commands.assembly import Run, assemble
 from halos.policy.backbone import Backbone
 from halos.policy.kernels.layers import repeated_layers
@@ -92,7 +92,7 @@ class Steps(Callback):
         seconds, faults = (self._clock() - self._start) / 1e9, page_faults() - self._faults
         if self._name == "measured":
             self._watch.__exit__(None, None, None)
-        self._tries[self._name].append(Measured(seconds, faults, self._watch.costs))
+        self._tries[self._name].append(Measured(seconds, faults, self._watch.take()))
         if sum(map(len, self._tries.values())) == len(PASSES):
             fastest = {name: min(tries, key=lambda found: found.seconds) for name, tries in self._tries.items()}
             for name, found in fastest.items():
@@ -102,7 +102,7 @@ class Steps(Callback):
         self._begin()
 
     def _begin(self) -> None:
-        self._name, self._watch.costs = next(self._passes), Costs()
+        self._name = next(self._passes)
         if self._name == "measured":
             self._watch.__enter__()
         self._start, self._faults = self._clock(), page_faults()
@@ -122,6 +122,24 @@ class Steps(Callback):
             },
             "names": {name: share * seconds for name, seconds in Counter(costs.names).most_common(40)},
         }
+
+
+def total(all_costs: Iterable[Costs]) -> Costs:
+    """The sums."""
+    found = Costs()
+    for costs in all_costs:
+        for name, cost in costs.causes.items():
+            summed = found.causes[name]
+            for part, value in asdict(cost).items():
+                setattr(summed, part, getattr(summed, part) + value)
+        for stage, seconds in costs.between.items():
+            found.between[stage] += seconds
+        for name, seconds in costs.names.items():
+            found.names[name] += seconds
+        for product, operations in costs.products.items():
+            found.products[product] += operations
+        found.views += costs.views
+    return found
 
 
 def marked(stages: list[str], stage: str, function: Callable[..., Any]) -> Callable[..., Any]:

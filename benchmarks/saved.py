@@ -14,8 +14,8 @@ from torch import Tensor
 from benchmarks.job import Job, config
 from halos.commands.assembly import assemble
 
-STATE = 4
-"""Weights, gradients and AdamW's two moments: numbers for each parameter, in float32."""
+NUMBER = 4
+"""Bytes of a weight, of its gradient and of each of AdamW's two moments."""
 
 
 class Saved(Callback):
@@ -24,7 +24,7 @@ class Saved(Callback):
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self._own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
         self._blocks: dict[int, int] = {}
-        self.most = 0
+        self.most = self.steps = 0
 
     def _see(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -40,6 +40,7 @@ class Saved(Callback):
         self._hooks.__exit__()
         self.most = max(self.most, sum(self._blocks.values()))
         self._blocks.clear()
+        self.steps += 1
 
 
 class _OfPolicy(Callback):
@@ -49,12 +50,16 @@ class _OfPolicy(Callback):
 
 
 def saved(job: Job, folder: Path) -> dict[str, Any]:
-    """MiB of weights, gradients and moments, and of what the largest step keeps for its backward pass."""
+    """MiB of weights, gradients and moments, and of what the largest step keeps for its backward pass.
+
+    The first step's activations are gone before there are moments, so that a run of one step needs none beside them.
+    """
     run = assemble(config(job, folder))
     run.folder.open(OmegaConf.to_yaml(run.cfg, resolve=True), fresh=True)
     counter = _OfPolicy()
     trainer: Any = run.trainer
     trainer.callbacks.append(counter)
     trainer.fit(run.objective, datamodule=run.data)
+    state = 4 if counter.saved.steps > 1 else 2
     parameters = sum(p.numel() for p in run.objective.parameters())
-    return {"state_mb": STATE * 4 * parameters / 2**20, "saved_mb": counter.saved.most / 2**20}
+    return {"state_mb": state * NUMBER * parameters / 2**20, "saved_mb": counter.saved.most / 2**20}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import resource
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from mmap import mmap
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,27 +50,21 @@ class Costs:
     """Operations that move nothing, which are not measured."""
 
 
-def total(all_costs: Iterable[Costs]) -> Costs:
-    """The sums."""
-    found = Costs()
-    for costs in all_costs:
-        for name, cost in costs.causes.items():
-            summed = found.causes[name]
-            for part, value in asdict(cost).items():
-                setattr(summed, part, getattr(summed, part) + value)
-        for own, other in (
-            (found.between, costs.between),
-            (found.products, costs.products),
-            (found.names, costs.names),
-        ):
-            for key, value in other.items():
-                own[key] += value  # type: ignore[index]
-        found.views += costs.views
-    return found
+class Kind(NamedTuple):
+    """What operations on tensors of the same sizes have in common."""
+
+    name: str
+    cause: str
+    operations: float
+    moved: int
+    product: Product | None
 
 
 class Watch(TorchDispatchMode):
     """Within this mode every operation is measured.
+
+    What is computed in between is little, since it disturbs the caches of the run: sums are made for each kind of
+    operation, and :meth:`take` puts them together.
 
     Args:
         clock: nanoseconds.
@@ -79,8 +73,11 @@ class Watch(TorchDispatchMode):
 
     def __init__(self, clock: Clock, stages: list[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.costs, self._clock, self._stages = Costs(), clock, stages
-        self._end = 0
+        self._clock, self._stages = clock, stages
+        self._kinds: dict[tuple[object, ...], Kind] = {}
+        self._sums: dict[tuple[object, ...], list[int]] = {}
+        self._between: dict[str, int] = defaultdict(int)
+        self._end = self._views = 0
 
     def __enter__(self) -> Any:
         self._end = self._clock()
@@ -90,36 +87,67 @@ class Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if not isinstance(func, OpOverload) or func.is_view:
-            self.costs.views += 1
+            self._views += 1
             return func(*args, **(kwargs or {}))
         faults, start = page_faults(), self._clock()
         out = func(*args, **(kwargs or {}))
         end = self._clock()
         stage = self._stages[-1]
-        self.costs.between[stage] += (start - self._end) / 1e9
-        self._record(func, stage, (end - start) / 1e9, page_faults() - faults, args, kwargs or {}, out)
+        self._between[stage] += start - self._end
+        key = (func, stage, *map(_sizes, args), *map(_sizes, kwargs.values() if kwargs else ()))
+        sums = self._sums.get(key)
+        if sums is None:
+            self._kinds[key] = kind(func, stage, args, kwargs or {}, out)
+            sums = self._sums[key] = [0, 0, 0]
+        sums[0] += 1
+        sums[1] += end - start
+        sums[2] += page_faults() - faults
         self._end = self._clock()  # what was just written down is not the run's time
         return out
 
-    def _record(
-        self, func: OpOverload, stage: str, seconds: float, faults: int, args: Any, kwargs: Any, out: Any
-    ) -> None:
-        name = func._schema.name.partition("::")[2]
-        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        cost = self.costs.causes[cause(name, stage, read, made)]
-        formula = OPERATIONS.get(func._overloadpacket)
-        operations = float(formula(*args, **kwargs, out_val=out)) if formula else 0.0
-        cost.calls += 1
-        cost.seconds += seconds
-        cost.faults += faults
-        cost.operations += operations
-        cost.moved += sum(map(_size, [*made, *(made if name in READ_IN_PART else read)]))
-        self.costs.names[f"{stage}: {name}"] += seconds
-        if name in PRODUCTS and read[-1].ndim == 2:
-            n = made[0].shape[-1]
-            rows = made[0].numel() // n
-            self.costs.products[Product(rows, round(operations / (2 * rows * n)), n)] += operations
+    def take(self) -> Costs:
+        """Return what was measured since the last call."""
+        found = Costs(views=self._views)
+        for key, (calls, nanoseconds, faults) in self._sums.items():
+            own, seconds = self._kinds[key], nanoseconds / 1e9
+            cost = found.causes[own.cause]
+            cost.calls += calls
+            cost.seconds += seconds
+            cost.faults += faults
+            cost.operations += calls * own.operations
+            cost.moved += calls * own.moved
+            found.names[own.name] += seconds
+            if own.product is not None:
+                found.products[own.product] += calls * own.operations
+        found.between.update({stage: nanoseconds / 1e9 for stage, nanoseconds in self._between.items()})
+        self._sums.clear()
+        self._between.clear()
+        self._views = 0
+        return found
+
+
+def _sizes(value: Any) -> object:
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(map(_sizes, value))
+    return value if isinstance(value, int) else type(value)  # a number may be a size
+
+
+def kind(func: OpOverload, stage: str, args: Any, kwargs: Any, out: Any) -> Kind:
+    """What an operation is, computes and moves."""
+    name = func._schema.name.partition("::")[2]
+    made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+    read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    formula = OPERATIONS.get(func._overloadpacket)
+    operations = float(formula(*args, **kwargs, out_val=out)) if formula else 0.0
+    moved = sum(map(_bytes, [*made, *(made if name in READ_IN_PART else read)]))
+    product = None
+    if name in PRODUCTS and read[-1].ndim == 2 and operations:
+        n = made[0].shape[-1]
+        rows = made[0].numel() // n
+        product = Product(rows, round(operations / (2 * rows * n)), n)
+    return Kind(f"{stage}: {name}", cause(name, stage, read, made), operations, moved, product)
 
 
 def cause(name: str, stage: str, read: list[Tensor], made: list[Tensor]) -> str:
@@ -139,7 +167,7 @@ def cause(name: str, stage: str, read: list[Tensor], made: list[Tensor]) -> str:
     return "elementwise operations and copies"
 
 
-def _size(tensor: Tensor) -> int:
+def _bytes(tensor: Tensor) -> int:
     return min(tensor.nbytes, tensor.untyped_storage().nbytes())  # an expanded tensor has less than its shape says
 
 
@@ -160,8 +188,9 @@ def overhead(clock: Clock, calls: int = 20_000) -> dict[str, float]:
     plain, plain_view = seconds(lambda: torch.add(x, y, alpha=2)), seconds(x.t)
     with Watch(clock, ["rest"]) as watch:
         _, watched_view = seconds(lambda: torch.add(x, y, alpha=2)), seconds(x.t)
-    recorded = sum(cost.seconds for cost in watch.costs.causes.values()) / calls
-    between = sum(watch.costs.between.values()) / calls
+    costs = watch.take()
+    recorded = sum(cost.seconds for cost in costs.causes.values()) / calls
+    between = sum(costs.between.values()) / calls
     return {"operation": recorded + between - plain, "view": watched_view - plain_view}
 
 

@@ -17,6 +17,7 @@ from scripts.pages.config_keys import config_page  # noqa: E402
 from scripts.pages.family import draw_family, family_page  # noqa: E402
 from scripts.pages.losses import index_page, loss_page, notes  # noqa: E402
 from scripts.pages.papers import papers_page  # noqa: E402
+from scripts.pages.speed import SPEED_PAGE, speed_page  # noqa: E402
 from scripts.pages.was_run import was_run_page  # noqa: E402
 
 DOCS = ROOT / "docs"
@@ -32,6 +33,7 @@ def written_pages() -> dict[Path, str]:
         DOCS / "reference" / "commands.md": commands_page(),
         DOCS / "reference" / "papers.md": papers_page(),
         DOCS / "reference" / "what-was-run.md": was_run_page(),
+        SPEED_PAGE: speed_page(),
         DOCS / "losses" / "index.md": index_page(),
         **{DOCS / "losses" / f"{name}.md": loss_page(name) for name in notes()},
     }

@@ -1,5 +1,6 @@
 """A profile of a small run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,10 @@ def test_every_batch_is_measured_as_often_and_every_cause_is_found(
 
 
 def test_what_is_kept_for_the_backward_pass_is_counted(job: Job, tmp_path: Path) -> None:
-    found = saved(job, tmp_path / "one")
+    found, single = saved(job, tmp_path / "two"), saved(replace(job, batch_size=8), tmp_path / "one")
     embedding, layer, norm = 32 * 16, 4 * 16 * 16 + 3 * 16 * 42 + 2 * 16, 16
     assert found["state_mb"] == pytest.approx(16 * (embedding + 3 * layer + norm) / 2**20)
+    assert single["state_mb"] == found["state_mb"] / 2  # the moments come after the only step
     # Two steps of four rows: 8 prompts or fewer of 6 tokens, 8 completions of 3 fed ones. Each layer keeps at least
     # its two inputs of norms and the two of SwiGLU.
     tokens = found["saved_mb"] * 2**20 / 4 / (3 * (2 * 16 + 2 * 42))

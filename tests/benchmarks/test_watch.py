@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from benchmarks.profiles import total
 from benchmarks.roofline import Product
-from benchmarks.watch import Watch, cause, fault_seconds, overhead, page_faults, total
+from benchmarks.watch import Watch, cause, fault_seconds, overhead, page_faults
 
 
 class Clock:
@@ -40,13 +41,15 @@ def test_an_operation_counts_its_time_operations_and_bytes_and_a_view_nothing() 
     with Watch(Clock(), ["forward"]) as watch:
         a.t()
         a @ b
-    (found,) = watch.costs.causes.values()
+    costs = watch.take()
+    (found,) = costs.causes.values()
     assert (found.calls, found.operations, found.moved) == (1, 2 * 3 * 4 * 5, 4 * (12 + 20 + 15))
-    assert watch.costs.products == {Product(3, 4, 5): 120}
+    assert costs.products == {Product(3, 4, 5): 120}
     # The clock is looked at when the mode begins, before and after the operation, and when it is written down.
     assert found.seconds == 1
-    assert watch.costs.between == {"forward": 1}
-    assert watch.costs.views == 1
+    assert costs.between == {"forward": 1}
+    assert costs.views == 1
+    assert not watch.take().causes
 
 
 def test_costs_add_up() -> None:
@@ -55,7 +58,7 @@ def test_costs_add_up() -> None:
     with Watch(Clock(), ["backward"]) as other:
         torch.ones(3, 4) @ torch.ones(4, 5)
         torch.ones(2).t()
-    found = total([one.costs, other.costs])
+    found = total([one.take(), other.take()])
     assert found.causes["products"].calls == 2
     assert found.products == {Product(3, 4, 5): 240}
     assert found.between == {"forward": 3, "backward": 4}  # operations that fill memory count, too
@@ -67,7 +70,7 @@ def test_what_is_expanded_moves_what_it_has_and_a_lookup_the_rows_that_it_reads(
     with Watch(Clock(), ["forward"]) as watch:
         torch.ones(1).expand(50) * torch.ones(50)
         torch.nn.functional.embedding(ids, table)
-    (found,) = watch.costs.causes.values()
+    (found,) = watch.take().causes.values()
     # Ones are written three times; 1 and 50 numbers are read and 50 written; three rows are read and written.
     assert found.moved == 4 * (1 + 50 + 1 + 50 + 50) + 2 * 4 * (3 * 2)
 
