@@ -36,8 +36,8 @@ def dpo(policy: Any, reference: Any, rows: Sequence[Row]) -> Tensor:
     ids, attended, scored = pad_both(rows)
     states, ref_states = _states(policy, reference, ids, attended)
     head = LigerFusedLinearDPOLoss(beta=BETA, compiled=False)
-    found = head(_weight(policy), states, _labels(ids, scored), None, ref_states, _weight(reference))
-    return found[0]  # type: ignore[no-any-return]
+    loss: Tensor = head(_weight(policy), states, _labels(ids, scored), None, ref_states, _weight(reference))[0]
+    return loss
 
 
 def kto(policy: Any, reference: Any, rows: Sequence[Row]) -> Tensor:
@@ -52,8 +52,8 @@ def kto(policy: Any, reference: Any, rows: Sequence[Row]) -> Tensor:
     desirable = torch.tensor([bool(row.desirable) for row in rows])
     head = LigerFusedLinearKTOLoss(beta=BETA, compiled=False, use_ref_model=True)
     labels = _labels(ids, scored)
-    found = head(states, _weight(policy), labels, None, desirable, ref_states, _weight(reference), None, z0)
-    return found[0]  # type: ignore[no-any-return]
+    loss: Tensor = head(states, _weight(policy), labels, None, desirable, ref_states, _weight(reference), None, z0)[0]
+    return loss
 
 
 def _states(policy: Any, reference: Any, ids: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,7 +72,7 @@ class Watch(TorchDispatchMode):
     """
 
     def __init__(self, clock: Clock, stages: list[str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._clock, self._stages = clock, stages
         self._kinds: dict[tuple[object, ...], Kind] = {}
         self._sums: dict[tuple[object, ...], list[int]] = {}
@@ -81,7 +81,7 @@ class Watch(TorchDispatchMode):
 
     def __enter__(self) -> Any:
         self._end = self._clock()
-        return super().__enter__()  # type: ignore[no-untyped-call]
+        return super().__enter__()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

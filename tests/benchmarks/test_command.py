@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import command
+from benchmarks import command, liger_side
 from benchmarks.inputs import pairs_file
 from benchmarks.sections import SECTIONS, planned
 
@@ -44,7 +44,7 @@ def test_a_missing_trl_is_told_before_anything_runs(tmp_path: Path, monkeypatch:
 
 def test_liger_is_asked_for_by_name_and_needs_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "liger" not in command.parser().parse_args([]).peers
-    monkeypatch.setattr(command.liger_side, "installed", lambda: False)
+    monkeypatch.setattr(liger_side, "installed", lambda: False)
     with pytest.raises(ValueError, match="pip install liger-kernel triton"):
         command.plan_of(command.parser().parse_args(["--peers=liger", f"--output={tmp_path}"]))
 

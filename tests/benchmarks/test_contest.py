@@ -30,11 +30,11 @@ ROUNDS = [(1.0, 10.0, 0.5), (2.0, 10.0, 1.0), (4.0, 10.0, 1.0)]
 
 def test_ratios_are_of_runs_of_one_round_and_medians_of_rounds() -> None:
     records = [record(Job(kind="rate"), rate=4e9)]
-    for round_, (ours, trl, cached) in enumerate(ROUNDS):
-        records.append(run("ours", round_, ours, 1024))
-        records.append(run("trl", round_, trl, 2048 if round_ else 4096, tokens=9000))
-        records.append(run("ours", round_, 2 * ours, 1024, statistics=("entropy",)))
-        records.append(run("ours", 1000 + round_, cached, 1024))
+    for round_, seconds in enumerate(ROUNDS):
+        records.append(run("ours", round_, seconds[0], 1024))
+        records.append(run("trl", round_, seconds[1], 2048 if round_ else 4096, tokens=9000))
+        records.append(run("ours", round_, 2 * seconds[0], 1024, statistics=("entropy",)))
+        records.append(run("ours", 1000 + round_, seconds[2], 1024))
     ours, trl, entropy, cached, floor = rows(*records)
     assert [row[""] for row in (ours, trl, entropy, cached)] == ["ours", "TRL", WITH_ENTROPY, CACHED]
     assert ours["examples/s"] == "32 (16–64)"
