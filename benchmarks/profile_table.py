@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.table import table
+from benchmarks.watch import PRODUCTS
 
 PROFILE = ("part of a step", "s", "share", "least, s", "ms a layer")
 IN_LAYERS = ("products", "attention", "elementwise operations and copies", "pieces of attention", "conversions")
@@ -14,9 +15,11 @@ REST, BETWEEN = "data, Lightning, metrics and logging", "Python and autograd bet
 MEMORY, WAITING, UNEXPLAINED = "new memory", "threads that wait for each other", "unexplained"
 NOTES = (
     "*Least*: the products' operations at the rate that this machine reaches for their sizes, other operations' bytes "
-    "at its memory bandwidth. *New memory*: page faults, at the time that one takes; it is no part of the rows above. "
-    "*First pass*: what a batch takes longer the first time, because of products of new sizes, whose code oneDNN has "
-    "to write, and new memory."
+    "at its memory bandwidth. *Ms a layer*: without the products of the head. *New memory*: page faults, at the time "
+    "that one takes; it is no part of the rows above. *Unexplained*: the step without measuring less all parts; it is "
+    "negative where operations take longer while they are measured. *First pass*: what a batch takes longer the first "
+    "time, because of new sizes of products, for which oneDNN has to write code, and of new memory, most of it in the "
+    "first step of a process."
 )
 
 
@@ -45,12 +48,13 @@ def rows_of(result: Mapping[str, Any], found: Mapping[str, float], threads: int 
     """Rows of a profile; ``found``: its parts."""
     step = result["seconds"]["again"]
     least = result["roofline"]["least"]
+    outside = {"products": sum(result["names"].get(f"head: {name}", 0.0) for name in PRODUCTS)}
     found = {**found, UNEXPLAINED: step - sum(found.values())}
     rows = [
         [
             *(name, f"{seconds:.3f}", f"{seconds / step:.1%}"),
             f"{least[name]:.3f}" if name in least else "",
-            f"{1000 * seconds / result['layers']:.1f}" if name in IN_LAYERS else "",
+            f"{1000 * (seconds - outside.get(name, 0.0)) / result['layers']:.1f}" if name in IN_LAYERS else "",
         ]
         for name, seconds in found.items()
     ]

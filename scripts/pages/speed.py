@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 SPEED_PAGE = ROOT / "docs" / "results" / "speed.md"
 RUNS = ROOT / "benchmarks" / "results" / "speed"
 """Files ``runs.json`` of the benchmark's output folder, one a machine and section."""
-BLOCK = re.compile(r"(<!-- from benchmarks/results/speed: (\w+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- from benchmarks/results/speed: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 LEFT_OUT = ("losses differ by",)
 """Columns of the comparison that the page states in a sentence."""
 
@@ -37,7 +37,7 @@ def speed_page() -> str:
     def fill(block: re.Match[str]) -> str:
         if block[2] not in tables:
             raise ValueError(f"{SPEED_PAGE.name}: expected a block of {', '.join(tables)}, found {block[2]}")
-        return block[1] + tables[block[2]] + block[3]
+        return f"{block[1]}\n{tables[block[2]]}\n{block[3]}"
 
     return BLOCK.sub(fill, SPEED_PAGE.read_text("utf-8"))
 

@@ -32,7 +32,7 @@ MEASURED = (
         "CPU",
         "[the value function of your annotators](../guides/fit-value.md#on-anthropic-hh)",
     ),
-    ("KTO and DPO next to TRL 1.16 and a plain loop", "AMD EPYC and Xeon, two cores", "[speed](../results/speed.md)"),
+    ("KTO and DPO next to TRL 1.16 and plain loops", "AMD EPYC and Xeon, two cores", "[speed](../results/speed.md)"),
     ("kernels and waits of a step", "counted on a CPU", "[launches](../results/launches.md)"),
     ("an index of 10⁸ reference log-probs, tables of 10⁷ rows", "two CPU cores", "[scale](../results/scale.md)"),
     (

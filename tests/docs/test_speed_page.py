@@ -34,10 +34,12 @@ def block(name: str, text: str = "old") -> str:
 
 
 def test_blocks_are_written_anew_from_all_files_and_the_text_stays(page: Path) -> None:
-    page.write_text(f"before\n{block('comparison')}between old\n{block('profiles')}")
+    empty = block("memory", "").replace("\n\n\n\n", "\n\n")
+    page.write_text(f"before\n{block('comparison')}between old\n{empty}after it\n{block('profiles')}")
     text = speed.speed_page()
     assert text.startswith("before\n<!-- from")
     assert "between old" in text
+    assert "after it" in text
     assert text.count("old") == 1
     assert "| kto | 32-true | TRL | 1.07 | 3 × |" in text  # 64 examples in 60 CPU seconds
     assert "losses differ by" not in text
