@@ -35,8 +35,8 @@ GPUS = {
 }
 """Values of NVIDIA's data sheets, for SXM if there are several versions.
 
-The rates of A100 and H100 were checked against pages that cite the data sheets; the others are from memory. Hosts are
-connected by 16 lanes of PCIe, of the fourth or (H100, H200) fifth generation.
+All were checked against pages that cite them, except the A10's rate in bfloat16. Hosts are connected by 16 lanes of
+PCIe, of the fourth or (H100, H200) fifth generation.
 """
 
 
