@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, MistralConfig
 
-from halos.commands.estimate import GIB, estimate
+from halos.commands.estimate import estimate
+from halos.commands.estimate_step import GIB
 from tests import tiny
 from tests.configs import compose
 from tests.test_cli import call
@@ -130,6 +131,17 @@ def test_what_cannot_be_estimated_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=said):
             estimate(compose(*word.split()))
+
+
+def test_refusals_import_neither_torch_nor_lightning(tmp_path: Path) -> None:
+    heavy = "sorted({'torch', 'lightning', 'transformers'} & set(sys.modules))"
+    code = (
+        "import sys; from halos.cli import main_command; sys.argv = ['estimate', 'estimate.gpu=tpu']\n"
+        f"try: main_command('estimate')\nexcept SystemExit: print({heavy})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.stdout == "[]\n"
+    assert "error: estimate.gpu: expected one of a10, " in done.stderr
 
 
 def test_the_command_leaves_no_folder_behind(

@@ -67,7 +67,8 @@ def backbone(model: str, reference: str) -> Backbone:
         for member in made.with_reference_backbone():
             member.logprobs(batch_of(KTO, rows_for(KTO, 2), packing=rows))
             # Otherwise the cases with packed rows would be those with padded ones once more.
-            assert packed._obstacle(member.policy) is None and packed.can_pack(member.policy)
+            assert packed._obstacle(member.policy) is None
+            assert packed.can_pack(member.policy)
     return made.to("meta")
 
 
