@@ -20,9 +20,9 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError: an unknown GPU, a model whose config cannot be read, or settings that cannot be traced.
     """
-    terminal.set_up_logging()
     _check(cfg)
-    # Imports torch, which takes seconds: errors in the settings are reported before.
+    terminal.set_up_logging()
+    # Imports torch, which takes seconds.
     from halos.commands.estimate_step import estimate_step
 
     return estimate_step(cfg)
