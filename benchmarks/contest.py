@@ -1,4 +1,4 @@
-"""The comparison: every contestant trains on the same rows, in rounds; a table from the results of all runs."""
+"""The comparison: every contestant trains on the same rows, in rounds. A table has the results of all runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.runner import Result
 from benchmarks.table import number, table
 
 TOLERANCE = 1e-4
-"""The most by which contestants' losses of the first step may differ in float32."""
+"""The largest allowed difference between contestants' losses of the first step in float32."""
 CACHED, WITH_ENTROPY = "ours, reference cached", "ours, with entropy"
 NAMES = {
     "plain": "plain loop",
@@ -26,11 +26,11 @@ NAMES = {
 }
 OURS = ("ours", WITH_ENTROPY, CACHED)
 CACHED_REPEAT = 1000
-"""Added to the number of a round for the same job once more, which is another measurement and finds a cache."""
+"""Added to a round's number for a second run of the same job, which finds the reference in the cache."""
 
 
 def speed(plan: Plan) -> str:
-    """Rounds of runs: ours, each peer, ours with statistics as TRL's, ours with the reference cached."""
+    """Run the rounds: ours, each peer, ours with entropy, ours with the reference cached. Returns the tables."""
     for precision in plan.precisions:
         plan.runner.run(replace(plan.base, kind="rate", precision=precision))
     for case in plan.cases():
@@ -44,7 +44,7 @@ def speed(plan: Plan) -> str:
 
 
 def turns(plan: Plan, job: Job) -> Iterator[Job]:
-    """The runs of a round, without contestants that have no such loss."""
+    """The runs of a round. Contestants that do not have the loss are left out."""
     ours = plan.cold(job)
     yield ours
     for who in plan.peers:
@@ -61,22 +61,23 @@ SPEED = (
 SPEED_NOTES = (
     "Medians over rounds, with the range; CPU seconds with one thread, else seconds. *Ours is faster* (its reference "
     "pass included), *with the reference cached* (a second loss over the same data) and *ours takes* (of its memory) "
-    "are medians of ratios within a round. *Floor*: the operations that the loss needs, at this machine's rate of "
-    "matrix products; beside it, the share of our time that it is. *Losses differ by*: at most, from ours, over all "
-    "steps. All had the same model, rows, order, y', AdamW and clipping."
+    "are medians of ratios within a round. *Floor*: the examples per second if the operations that the loss needs took "
+    "all the time, at this machine's rate of matrix products; next to it, the share of our time that they would take. "
+    "*Losses differ by*: the largest difference from ours in any step. All contestants had the same model, rows, "
+    "order, y', AdamW and clipping."
 )
 
 
 MEMORY = ("loss", "precision", "weights, gradients, moments", "kept for backward", "together", "ours", "TRL")
 MEMORY_NOTES = (
-    "MiB. *Kept for backward*: what the forward pass of the largest step keeps, each block of memory once. A run of a "
-    "single step has no moments beside it. *Ours* and *TRL*: the peak of the process beyond what it had before it read "
-    "the model; TRL's includes its reference model."
+    "MiB. *Kept for backward*: what the forward pass of the largest step keeps, each block of memory once. In a run of "
+    "a single step there are no moments at that time. *Ours* and *TRL*: the peak memory of the process, less what it "
+    "had before it read the model; TRL's includes its reference model."
 )
 
 
 def memory_rows(records: Iterable[Mapping[str, Any]]) -> list[list[str]]:
-    """Rows of the memory that is counted and that processes had, one for each loss and precision."""
+    """Rows of counted memory and of the peaks of processes, one for each loss and precision."""
     records = list(records)
     rows = []
     for record in records:
@@ -90,7 +91,7 @@ def memory_rows(records: Iterable[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def peak_mb(records: Iterable[Mapping[str, Any]], case: Mapping[str, Any], who: str) -> float:
-    """The median of a contestant's peak beyond what its process had before it read the model; 0 without runs."""
+    """The median of a contestant's peak memory, less what its process had before it read the model; 0 without runs."""
     peaks = [
         record["result"]["peak_mb"] - record["result"]["before_mb"]
         for record in records
@@ -102,7 +103,7 @@ def peak_mb(records: Iterable[Mapping[str, Any]], case: Mapping[str, Any], who: 
 
 
 def rows_of(records: Iterable[Mapping[str, Any]]) -> list[list[str]]:
-    """Rows of the table from the records of a :class:`benchmarks.runner.Runner`, a few for each loss and precision."""
+    """Rows of the table from the records of a :class:`benchmarks.runner.Runner`, some for each loss and precision."""
     found: dict[tuple[str, str], dict[str, dict[int, Result]]] = {}
     rates: dict[str, Result] = {}
     for record in records:
@@ -110,7 +111,7 @@ def rows_of(records: Iterable[Mapping[str, Any]]) -> list[list[str]]:
         if job["kind"] == "rate":
             rates[job["precision"]] = result
         if job["kind"] == "train":
-            # With one thread CPU seconds are the seconds of an idle machine, whatever else runs.
+            # With one thread CPU seconds are close to the seconds on an idle machine, also if other programs run.
             seconds = result["cpu_seconds" if job["threads"] == 1 else "seconds"]
             who = found.setdefault((job["loss"], job["precision"]), {}).setdefault(contestant(job), {})
             who[job["repeat"] % CACHED_REPEAT] = result | {"seconds": seconds}

@@ -1,7 +1,7 @@
-"""The plain loop with Liger's fused losses, which take states of the last layer and keep no logits of a whole batch.
+"""The plain loop with Liger's fused losses, which take states of the last layer and never keep a whole batch's logits.
 
-TRL has had these losses as an option and has them no longer. They are called without torch.compile, whose compilation
-would take longer than the runs that are measured.
+Earlier versions of TRL offered these losses. They are called without torch.compile, because compilation would take
+longer than the runs that are measured.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def loss_of(name: str) -> Loss:
 
 
 def dpo(policy: Any, reference: Any, rows: Sequence[Row]) -> Tensor:
-    """DPO, a pair at a time from the states to the loss."""
+    """DPO. Liger computes one pair at a time, from the states to the loss."""
     from liger_kernel.chunked_loss import LigerFusedLinearDPOLoss
 
     ids, attended, scored = pad_both(rows)
@@ -41,7 +41,7 @@ def dpo(policy: Any, reference: Any, rows: Sequence[Row]) -> Tensor:
 
 
 def kto(policy: Any, reference: Any, rows: Sequence[Row]) -> Tensor:
-    """KTO with the z₀ of the plain loop, since Liger's loss takes it as given."""
+    """KTO with the z₀ of the plain loop, because Liger's loss takes z₀ as an argument."""
     from liger_kernel.chunked_loss import LigerFusedLinearKTOLoss
 
     ids, attended, scored = pad(rows, 0)

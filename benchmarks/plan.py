@@ -1,4 +1,4 @@
-"""What the command line asks for."""
+"""The runs that the command line asks for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.runner import Runner
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What was asked for; ``base`` has the model, the data and the settings of every job."""
+    """The runs that were asked for. ``base`` has the model, the data and the settings of every job."""
 
     base: Job
     losses: tuple[str, ...]
@@ -24,7 +24,7 @@ class Plan:
     runner: Runner
 
     def cases(self) -> Iterator[Job]:
-        """The base with every loss at every precision."""
+        """The base job with every loss at every precision."""
         for loss, precision in product(self.losses, self.precisions):
             yield replace(self.base, loss=loss, precision=precision)
 

@@ -1,4 +1,4 @@
-"""The table of a profile: parts that add up to a step, next to the least that operations and bytes allow."""
+"""The table of a profile: parts that add up to a step, next to the least time for their operations and bytes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from benchmarks.watch import PRODUCTS
 
 PROFILE = ("part of a step", "s", "share", "least, s", "ms a layer")
 IN_LAYERS = ("products", "attention", "elementwise operations and copies", "pieces of attention", "conversions")
-"""Causes that are in the layers but for the head and the embeddings, which take little of them."""
+"""Causes whose time is in the layers, once the head's products are subtracted. Other work of the head is little."""
 REST, BETWEEN = "data, Lightning, metrics and logging", "Python and autograd between operations"
 MEMORY, WAITING, UNEXPLAINED = "new memory", "threads that wait for each other", "unexplained"
 NOTES = (
-    "*Least*: the products' operations at the rate that this machine reaches for their sizes, other operations' bytes "
-    "at its memory bandwidth. *Ms a layer*: without the products of the head. *New memory*: page faults, at the time "
-    "that one takes; it is no part of the rows above. *Unexplained*: the step without measuring less all parts; it is "
-    "negative where operations take longer while they are measured. *First pass*: what a batch takes longer the first "
-    "time, because of new sizes of products, for which oneDNN has to write code, and of new memory, most of it in the "
-    "first step of a process."
+    "*Least*: for products and attention, their operations at the average rate that this machine reaches for products "
+    "of these sizes; for all else, the bytes at its memory bandwidth. *Ms a layer*: milliseconds for each layer, "
+    "without the products of the head. *New memory*: the number of page faults times the time of one; the rows above "
+    "do not include it. *Unexplained*: the step without measuring, less all parts; it is negative if operations take "
+    "longer while they are measured. *First pass*: the additional time of a batch's first pass. oneDNN then generates "
+    "code for new sizes of products, and new memory is used, most of it in the first step of a process."
 )
 
 
 def parts(result: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of a step by part, without what measuring has added."""
+    """Seconds of each part of a step, without the time that measuring adds."""
     causes, between, overhead = result["causes"], result["between"], result["overhead"]
     fault = result["fault_seconds"]
     found = {name: cost["seconds"] - fault * cost["faults"] for name, cost in causes.items()}
@@ -37,7 +37,7 @@ def parts(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def with_waiting(alone: Mapping[str, float], together: Mapping[str, float], threads: int) -> dict[str, float]:
-    """Parts of a step of several threads, with what is lost by dividing operations as a part of its own."""
+    """Parts of a step with several threads. The time that is lost by dividing operations is a part of its own."""
     apart = (BETWEEN, REST, MEMORY)
     found = {name: seconds if name in apart else alone[name] / threads for name, seconds in together.items()}
     lost = sum(seconds - found[name] for name, seconds in together.items())
@@ -45,7 +45,7 @@ def with_waiting(alone: Mapping[str, float], together: Mapping[str, float], thre
 
 
 def rows_of(result: Mapping[str, Any], found: Mapping[str, float], threads: int = 1) -> list[list[str]]:
-    """Rows of a profile; ``found``: its parts."""
+    """Rows of a profile. ``found``: the seconds of its parts."""
     step = result["seconds"]["again"]
     least = result["roofline"]["least"]
     outside = {"products": sum(result["names"].get(f"head: {name}", 0.0) for name in PRODUCTS)}
@@ -68,7 +68,7 @@ def rows_of(result: Mapping[str, Any], found: Mapping[str, float], threads: int 
 
 
 def section(cases: Sequence[tuple[str, Mapping[str, Any] | None, Mapping[str, Any] | None]]) -> str:
-    """Tables of cases: a title, the result with one thread and that with all threads, where there are several."""
+    """Tables of the cases. A case has a title, the result with one thread, and that with several threads or None."""
     texts = []
     for title, alone, together in cases:
         if alone is None:

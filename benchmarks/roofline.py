@@ -1,4 +1,4 @@
-"""The least time that operations and bytes take on this machine, by the rates that it reaches."""
+"""The least time that operations and bytes take on this machine, at the rates that it reaches."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from halos.policy.kernels.matmul import affine
 
 TRIES, SECONDS = 3, 0.15
 LARGE = 2**25
-"""Numbers of an array that does not fit into a cache."""
+"""The length of an array that does not fit into a cache."""
 
 
 class Product(NamedTuple):
-    """[rows, inner] · [inner, columns]."""
+    """The sizes of a matrix product [rows, inner] · [inner, columns]."""
 
     rows: int
     inner: int
@@ -25,11 +25,11 @@ class Product(NamedTuple):
 
 
 Clock = Callable[[], int]
-"""Nanoseconds."""
+"""Returns a time in nanoseconds."""
 
 
 def clock_for(threads: int) -> Clock:
-    """With one thread the thread's own CPU time, which other programs on the machine do not lengthen."""
+    """Return a clock: for one thread its own CPU time, which does not include other programs; else elapsed time."""
     return time.thread_time_ns if threads == 1 else time.perf_counter_ns
 
 
@@ -40,13 +40,13 @@ def roofline(
     causes: Mapping[str, Mapping[str, float]],
     clock: Clock,
 ) -> dict[str, Any]:
-    """The least seconds by cause, and the rates that they follow from.
+    """Return the least seconds of each cause, and the rates from which they are calculated.
 
     Args:
-        precision: of the run.
-        products: operations of the products of each size.
-        sizes: of the model's weights. Another size of a product is a number of tokens.
-        causes: ``operations`` and bytes ``moved`` by cause.
+        precision: the precision of the run.
+        products: the number of operations in products of each size.
+        sizes: all sizes of the model's weights. Any other size in a product is a number of tokens.
+        causes: ``operations`` and bytes ``moved`` of each cause.
         clock: see :func:`clock_for`.
     """
     groups = group(products, sizes)
@@ -66,7 +66,7 @@ def roofline(
 
 
 def group(products: Mapping[Product, float], sizes: Collection[int]) -> dict[Product, float]:
-    """The same operations, with the numbers of tokens of all products of a kind replaced by their mean."""
+    """Group products that differ only in their numbers of tokens. A group has the mean number of tokens."""
     kinds: dict[tuple[int | None, ...], list[tuple[Product, float]]] = defaultdict(list)
     for product, operations in products.items():
         kinds[tuple(size if size in sizes else None for size in product)].append((product, operations))
@@ -80,7 +80,7 @@ def group(products: Mapping[Product, float], sizes: Collection[int]) -> dict[Pro
 
 
 def rate(product: Product, precision: str, clock: Clock) -> float:
-    """Operations per second of a product, computed again and again, by the library that is faster on this machine."""
+    """Operations per second of a repeated product, by the library that is faster on this machine."""
     dtype = torch.float32 if precision == "32-true" else torch.bfloat16
     a = torch.randn(product.rows, product.inner).to(dtype)
     b = torch.randn(product.columns, product.inner).to(dtype)
@@ -88,13 +88,13 @@ def rate(product: Product, precision: str, clock: Clock) -> float:
 
 
 def bandwidth(clock: Clock) -> float:
-    """Bytes per second that are read and written, in a sum of large arrays."""
+    """Bytes read and written per second in a sum of large arrays."""
     a, b = torch.ones(LARGE), torch.ones(LARGE)
     return 3 * a.nbytes / fastest(lambda: a.add_(b), clock)
 
 
 def fastest(function: Callable[[], object], clock: Clock) -> float:
-    """Seconds of a call, of the fastest of a few tries."""
+    """Seconds of a call, in the fastest of a few tries."""
     function()
     best = float("inf")
     for _ in range(TRIES):

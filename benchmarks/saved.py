@@ -1,4 +1,4 @@
-"""The least memory of a run of ours, counted: weights, gradients, moments, and what the backward pass reads."""
+"""Counts the least memory of one of our runs: weights, gradients, moments, and what is kept for the backward pass."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from benchmarks.job import Job, config
 from halos.commands.assembly import assemble
 
 NUMBER = 4
-"""Bytes of a weight, of its gradient and of each of AdamW's two moments."""
+"""Bytes of one number of the weights, the gradients and each of AdamW's two moments."""
 
 
 class Saved(Callback):
-    """Counts the bytes that each forward pass keeps for the backward pass; a block of memory counts once."""
+    """Counts the bytes that each forward pass keeps for the backward pass, each block of memory once."""
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self._own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
@@ -52,7 +52,8 @@ class _OfPolicy(Callback):
 def saved(job: Job, folder: Path) -> dict[str, Any]:
     """MiB of weights, gradients and moments, and of what the largest step keeps for its backward pass.
 
-    The first step's activations are gone before there are moments, so that a run of one step needs none beside them.
+    In the first step, activations are freed before the moments are allocated. So a run of one step is counted without
+    moments.
     """
     run = assemble(config(job, folder))
     run.folder.open(OmegaConf.to_yaml(run.cfg, resolve=True), fresh=True)

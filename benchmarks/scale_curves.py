@@ -1,13 +1,13 @@
-"""``python -m benchmarks.scale_curves --rows 10_000_000 --folder DIR``: what a completion costs as data grow.
+"""``python -m benchmarks.scale_curves --rows 10_000_000 --folder DIR``: the cost of a completion as data grow.
 
-Measures, in a process each, what grows with the number of completions besides their texts. Nothing is tokenised and no
-model runs: token ids and keys are random. The times are CPU seconds; those of the checkpoint are seconds of a clock.
-The folder is removed.
+Measures times and memory that grow with the number of completions, each part in a process of its own. Nothing is
+tokenised and no model runs: token ids and keys are random. The times are CPU seconds, except for the checkpoint, whose
+time is elapsed time. The folder is removed at the end.
 
 - index: the index of cached reference log-probs, made of blocks as the reference pass makes them, and look-ups in it;
-- columns: opening a table of token rows, whose labels, groups and sizes are in memory;
+- columns: opening a table of token rows, which reads their labels, groups and sizes into memory;
 - partners: drawing KTO's mismatched completions;
-- order: one epoch of the order of training, as the reference pass reads it;
+- order: one epoch of the order of training, which the reference pass reads;
 - plan: reading rows, and dividing their completions into the forwards of the reference pass;
 - hash, checkpoint: SHA-256 and a checkpoint of 2 GiB; these do not depend on ``--rows``.
 """
@@ -48,7 +48,7 @@ STATE_BYTES = 2 << 30
 
 
 def main(words: list[str] | None = None) -> None:
-    """Measure the parts, or one of them in this process."""
+    """Measure the parts, each in a process of its own; with ``--here`` only the first, in this process."""
     made = argparse.ArgumentParser("benchmarks.scale_curves", description=__doc__)
     made.add_argument("--rows", type=int, default=1_000_000)
     made.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
@@ -72,7 +72,7 @@ def main(words: list[str] | None = None) -> None:
 
 
 def index(folder: Path, rows: int) -> float:
-    """An entry for each row, in blocks of the reference pass's size; then look-ups of present and of absent keys."""
+    """Add an entry for each row, in blocks of the reference pass's size; then look up present and absent keys."""
     draw, values = np.random.default_rng(0), torch.zeros(2 * BLOCK)
     entries, some = GrowingEntries(folder), list[bytes]()
     start = time.process_time()
@@ -116,7 +116,7 @@ def order(folder: Path, rows: int) -> float:
 
 
 def plan(folder: Path, rows: int) -> float:
-    """What each rank does for all rows before its share of the forwards; estimated from some of them."""
+    """The work of each rank on all rows, before its share of the forward passes. Estimated from some of the rows."""
     count = min(rows, READ_ROWS)
     _write_table(folder / "rows.arrow", count, tokens=READ_TOKENS)
     table, read, works = _open_table(folder / "rows.arrow"), list[Row](), list[Work]()
@@ -144,7 +144,7 @@ def hashed(folder: Path, rows: int) -> float:
 
 
 def checkpoint(folder: Path, rows: int) -> float:
-    """A checkpoint, complete on the disk."""
+    """Writing a checkpoint until it is complete on the disk."""
     state = {"weights": torch.rand(STATE_BYTES // 4)}
 
     def save() -> None:
@@ -205,7 +205,7 @@ def _write_table(file: Path, rows: int, tokens: int = 12) -> None:
 
 
 def _lists(values: np.ndarray, count: int) -> pa.Array:
-    """The values as so many lists of equal length."""
+    """The values as ``count`` lists of equal length."""
     offsets = np.arange(count + 1, dtype=np.int32) * (len(values) // count)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 

@@ -54,7 +54,7 @@ class Made:
 
 
 def data_sets(files: list[str]) -> Iterator[Made]:
-    """The data sets of these files' texts, and the toy world's."""
+    """The data sets that are made of these files, and those of the toy world."""
     records = list(HHSource(files).train().records)
     tokenizer = tokenizer_of(records)
     longer = [record for record in records if len(messages_of(record.prompt)) > 1]
@@ -78,7 +78,7 @@ def _made(name: str, loss: str, records: Sequence[Record], tokenizer: PreTrained
 
 
 def scattered() -> list[Record]:
-    """Four labelled replies to each of the toy world's prompts, a record each, in random order."""
+    """Four labelled replies to each of the toy world's prompts. Each reply is a record, and their order is random."""
     source = ToySource(size=SCATTERED_PROMPTS, completions_per_prompt=4)
     records = [
         Record(f"{record.id}-{n}", record.prompt, (completion,))
@@ -90,7 +90,7 @@ def scattered() -> list[Record]:
 
 
 def trees(records: Sequence[Record]) -> Iterator[Record]:
-    """Conversation trees of the records' texts: up to three ranked replies to a turn, up to four turns deep."""
+    """Conversation trees with the records' texts: up to three ranked replies to a question, up to four questions."""
     rng = random.Random(0)
     question_texts = [turn.content for record in records for turn in messages_of(record.prompt) if turn.role == "user"]
     reply_texts = [completion.text for record in records for completion in record.completions]
@@ -119,7 +119,7 @@ def scored(records: Sequence[Record]) -> Iterator[Record]:
 
 
 def tokenizer_of(records: Sequence[Record]) -> PreTrainedTokenizerFast:
-    """A tokenizer that is trained on the texts of the records."""
+    """Train a tokenizer on the texts of the records."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,26 +1,26 @@
-"""Count the tokens that training and the reference pass compute, and how many of them they need.
+"""Count the tokens that training and the reference pass compute, and the tokens that they need.
 
     python -m benchmarks.shared_tokens FILE [FILE …]
 
-The files are pairs in the format of Anthropic's HH-RLHF. Other data sets are made of their texts: conversation trees
-like OpenAssistant's, in which up to three replies answer each turn and any of them may be continued, and prompts with
-four scored replies like UltraFeedback's. These texts are tokenised by a byte-level BPE of 8,000 tokens that is trained
-on them, in ChatML. The toy world has its own tokenizer.
+The files contain pairs in the format of Anthropic's HH-RLHF. Two other data sets are made of their texts: conversation
+trees like OpenAssistant's, in which each question has up to three replies and any reply may be continued, and prompts
+with four scored replies like UltraFeedback's. The conversations are formatted in ChatML and tokenised by a byte-level
+BPE of 8,000 tokens that is trained on them. The toy world has its own tokenizer.
 
-The first table is of one epoch of training in micro-batches of 8 examples, for each data set, loss and
+The first table counts one epoch of training in micro-batches of 8 examples, for each data set, loss and value of
 ``data.keep_together``:
 
 - separate: a row for each completion, with its prompt;
 - prompt: a prompt is computed once for all its completions in the micro-batch;
-- tree: what the model reads. What sequences begin with is computed once, if it is long enough, and examples of one
+- tree: the tokens that the model reads. A shared beginning is computed once if it is long enough, and examples of one
   conversation are drawn together;
-- needed: every beginning of a sequence is computed once in its micro-batch, however short it is.
+- needed: every shared beginning is computed once in its micro-batch, even a short one.
 
-The second table is of the reference pass, which a tiny model runs:
+The second table counts the reference pass of a tiny model:
 
 - separate: a row for each different completion, with its prompt;
-- fed: what the model reads;
-- in its forward, in the data: every beginning is computed once in each forward, or once in the whole data set.
+- fed: the tokens that the model reads;
+- in its forward, in the data: every shared beginning is computed once in each forward pass, or in the whole data set.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main(files: list[str]) -> None:
 
 
 def reference_counts(made: Made) -> list[str]:
-    """The cells of the reference pass over the rows of a data set."""
+    """The table's cells for the reference pass over the rows of a data set."""
     policy = LlamaForCausalLM(llama(hidden=16, layers=1, vocabulary=made.vocabulary))
     can_pack(policy)  # tried out on a few tokens, which are not counted
     sizes, works = list[int](), list[Work]()
@@ -102,7 +102,7 @@ def separate_tokens(batch: Sequence[Row]) -> int:
 
 
 def prompt_tokens(batch: Sequence[Row]) -> int:
-    """Tokens where a prompt is computed once for all its completions."""
+    """Tokens if a prompt is computed once for all its completions."""
     branches = {(row.prompt, branch) for row in batch for branch in row.branches}
     return sum(map(len, {row.prompt for row in batch})) + sum(len(branch) - 1 for _, branch in branches)
 
@@ -121,7 +121,7 @@ def fed_sequences(rows: Iterable[Row]) -> Sequences:
 
 
 def least_tokens(sequences: Sequences) -> int:
-    """Tokens where every beginning of a sequence is computed once."""
+    """Tokens if every shared beginning of sequences is computed once."""
     total, before = 0, tuple[int, ...]()
     for sequence in sorted(sequences):  # what a sequence shares with any earlier one, it shares with the last one
         shared = sum(takewhile(bool, map(eq, before, sequence)))

@@ -1,4 +1,4 @@
-"""Measures every operation of a computation, by its cause, and what lies between operations."""
+"""Measures every operation of a computation by its cause, and the time between operations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPTIMIZER = ("_fused_adam", "_foreach_")
 ATTENTION = "_scaled_dot_product"
 NEW_BYTES = 2**26
 JOINS = ("cat", "split_with_sizes_backward")
-"""In the backward pass these put the gradients of attention's pieces together."""
+"""Operations that join the gradients of attention's pieces in the backward pass."""
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Costs:
     products: dict[Product, float] = field(default_factory=lambda: defaultdict(float))
     names: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     views: int = 0
-    """Operations that move nothing, which are not measured."""
+    """The number of views, which move nothing and are not measured."""
 
 
 class Kind(NamedTuple):
@@ -63,12 +63,12 @@ class Kind(NamedTuple):
 class Watch(TorchDispatchMode):
     """Within this mode every operation is measured.
 
-    What is computed in between is little, since it disturbs the caches of the run: sums are made for each kind of
-    operation, and :meth:`take` puts them together.
+    The mode's own work disturbs the caches of the run, so it is kept small: during the run it only sums by kind of
+    operation, and :meth:`take` sums the kinds by cause.
 
     Args:
-        clock: nanoseconds.
-        stages: the stages that are under way, the innermost last.
+        clock: returns nanoseconds.
+        stages: the current stages, the innermost last.
     """
 
     def __init__(self, clock: Clock, stages: list[str]) -> None:
@@ -102,7 +102,7 @@ class Watch(TorchDispatchMode):
         sums[0] += 1
         sums[1] += end - start
         sums[2] += page_faults() - faults
-        self._end = self._clock()  # what was just written down is not the run's time
+        self._end = self._clock()  # the bookkeeping above is not counted as time between operations
         return out
 
     def take(self) -> Costs:
@@ -131,11 +131,11 @@ def _sizes(value: Any) -> object:
         return value.shape, value.stride(), value.dtype
     if isinstance(value, list | tuple):
         return tuple(map(_sizes, value))
-    return value if isinstance(value, int) else type(value)  # a number may be a size
+    return value if isinstance(value, int) else type(value)  # an integer may be a size
 
 
 def kind(func: OpOverload, stage: str, args: Any, kwargs: Any, out: Any) -> Kind:
-    """What an operation is, computes and moves."""
+    """The kind of an operation: its name and cause, its number of floating-point operations, and the bytes it moves."""
     name = func._schema.name.partition("::")[2]
     made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
     read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -151,7 +151,7 @@ def kind(func: OpOverload, stage: str, args: Any, kwargs: Any, out: Any) -> Kind
 
 
 def cause(name: str, stage: str, read: list[Tensor], made: list[Tensor]) -> str:
-    """Why an operation takes time."""
+    """The cause to which the time of an operation is counted."""
     if stage == "optimizer" or name.startswith(OPTIMIZER):
         return "optimizer and clipping"
     if name in PRODUCTS:
@@ -168,7 +168,8 @@ def cause(name: str, stage: str, read: list[Tensor], made: list[Tensor]) -> str:
 
 
 def _bytes(tensor: Tensor) -> int:
-    return min(tensor.nbytes, tensor.untyped_storage().nbytes())  # an expanded tensor has less than its shape says
+    # An expanded tensor takes less memory than its shape suggests.
+    return min(tensor.nbytes, tensor.untyped_storage().nbytes())
 
 
 def page_faults() -> int:
@@ -176,7 +177,7 @@ def page_faults() -> int:
 
 
 def overhead(clock: Clock, calls: int = 20_000) -> dict[str, float]:
-    """Seconds that measuring adds to an operation and to a view, from outside and within what is recorded."""
+    """Seconds that measuring adds to an operation and to a view, in the recorded time and outside of it."""
     x, y = torch.ones(4), torch.ones(4)
 
     def seconds(function: Callable[[], Any]) -> float:
@@ -195,7 +196,7 @@ def overhead(clock: Clock, calls: int = 20_000) -> dict[str, float]:
 
 
 def fault_seconds(clock: Clock) -> float:
-    """Seconds that a page of new memory costs when it is first written to."""
+    """Additional seconds of the first write to a page of new memory."""
     block = torch.frombuffer(mmap(-1, NEW_BYTES), dtype=torch.uint8)
     faults, start = page_faults(), clock()
     block.fill_(1)

@@ -1,4 +1,4 @@
-"""A command that fails ends with one clear line, and an unexpected error with its traceback before it."""
+"""A command that fails ends with one clear line. For an unexpected error, the traceback comes before this line."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ from halos.processes.signals import caught
 from halos.safe_text import accept_any_text, visible
 
 TRACEBACK = "HALOS_TRACEBACK"
-"""Environment variable: the user's value of HYDRA_FULL_ERROR, for the other processes of the same run."""
+"""Environment variable that passes the user's value of HYDRA_FULL_ERROR to the other processes of the run."""
 _EXPECTED = (HydraException, OmegaConfBaseException, ValueError, RunFailed)
 """Errors whose message is enough for a user; others are printed with a traceback."""
 
@@ -38,7 +38,7 @@ JobReturn.return_value = property(_result, JobReturn.return_value.fset)  # type:
 def end_with_one_line(job: Callable[[], object]) -> None:
     """Call the job; if it fails, print one clear line last and exit with status 1.
 
-    The traceback is printed before it if the error is an unexpected one, or if the user has set ``HYDRA_FULL_ERROR=1``.
+    The traceback is printed before the line if the error is unexpected, or if the user has set ``HYDRA_FULL_ERROR=1``.
     """
     os.environ.setdefault(TRACEBACK, os.environ.get("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them in its own way
@@ -51,7 +51,7 @@ def end_with_one_line(job: Callable[[], object]) -> None:
 
 
 def line_of(error: BaseException) -> str:
-    """Return the line for an error; the traceback of an unexpected one is printed first."""
+    """Return the line for an error. The traceback of an unexpected error is printed."""
     full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     expected = full_disk or isinstance(error, _EXPECTED) or _of_hydra(error)
     if not expected or os.environ.get(TRACEBACK) == "1":
@@ -60,7 +60,7 @@ def line_of(error: BaseException) -> str:
 
 
 def _of_hydra(error: BaseException) -> bool:
-    """Return whether the error is a system error inside Hydra, which makes ``output_dir``."""
+    """Return whether the error is a system error in code of Hydra, which creates ``output_dir``."""
     files = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)]
     callers = [file for file in files if file.name not in ("pathlib.py", "os.py", "<frozen os>")]
     return isinstance(error, OSError) and bool(callers) and callers[-1].is_relative_to(Path(hydra.__file__).parent)
@@ -85,8 +85,8 @@ def fail(message: str) -> None:
         print(f"error: {message}", file=sys.stderr)
     distributed: Any = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        # A process group that still exists is NCCL's (halos.processes.ranks). A normal exit would destroy it, and would
-        # wait for ranks that are waiting for this one.
+        # Only NCCL's process group still exists here (halos.processes.ranks). A normal exit would destroy it, and would
+        # wait for ranks that wait for this one.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)

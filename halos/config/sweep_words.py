@@ -1,4 +1,4 @@
-"""Words of the command line that concern all jobs of a sweep: the names of its folders, and where models are pushed."""
+"""Settings that concern all jobs of a sweep: the names of its folders, and the repositories for its models."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ PUSH = "hub.push"
 
 
 def named_by_what_is_swept(settings: Sequence[str]) -> str:
-    """Return the Hydra setting by which the folders of a sweep are named after the swept keys only."""
+    """Return a setting of Hydra that names the folders of a sweep after the swept keys only."""
     parser = OverridesParser.create()
     overrides = [parser.parse_override(setting) for setting in settings if "=" in setting]
     swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
@@ -30,7 +30,10 @@ def check_pushed(settings: Sequence[str]) -> None:
 
 
 def check_pushed_alone(cfg: DictConfig) -> None:
-    """Check the repository of a job of a sweep if a file names it: :func:`check_pushed` sees only the command line."""
+    """Check a repository that a configuration file names, for a job of a sweep.
+
+    :func:`check_pushed` checks only the command line.
+    """
     context = HydraConfig.get()
     named = any(word.startswith(f"{PUSH}=") for word in context.overrides.task)
     push = OmegaConf.to_container(cfg.hub, resolve=False)["push"]  # type: ignore[call-overload,index]  # a dictionary

@@ -1,4 +1,4 @@
-"""What is chosen by the device: the kernel of attention, and the rows of the LM head's chunks."""
+"""Checks of the settings that depend on the device: the kernel of attention, and the rows of the LM head's chunks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from halos.policy.logprobs.packed import attend_by
 
 
 def attention(setting: Setting) -> Numbers:
-    """The kernel that model.packed_attention=auto chooses, and its numbers."""
+    """The kernel that model.packed_attention=auto chooses, and its errors."""
     numbers: dict[str, float | str] = {}
     for dtype, name in ((torch.float32, "float32"), (torch.bfloat16, "bf16")):
         numbers[name] = chosen(heads_of(setting, dtype)) if setting.on_gpu else "pieces (others are tried on CUDA only)"
@@ -25,7 +25,7 @@ def attention(setting: Setting) -> Numbers:
 
 
 def heads_of(setting: Setting, dtype: torch.dtype) -> Heads:
-    """The heads of the model, as its config has them."""
+    """The model's attention heads, by its config."""
     config = model_of(setting).config.get_text_config()
     number = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // number
@@ -34,7 +34,7 @@ def heads_of(setting: Setting, dtype: torch.dtype) -> Heads:
 
 
 def chosen(heads: Heads) -> str:
-    """The chosen kernel, and why those before it were refused."""
+    """The chosen kernel, with the reasons against those before it."""
     name, refused = first_exact(CANDIDATES, heads)
     reasons = ", ".join(f"not {other}: {reason}" for other, reason in refused.items())
     return f"{name} ({reasons})" if reasons else name

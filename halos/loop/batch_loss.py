@@ -1,4 +1,4 @@
-"""The loss of one micro-batch: log-probs of the backbone, what the objective makes of them, and the metrics to log."""
+"""The loss of one micro-batch: log-probs of the backbone, the objective's loss of them, and the metrics to log."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from halos.policy.logprobs.completions import LogProbs
 from halos.policy.pretrained import ProvidesBackbone
 
 LOG_COLLISION = "log_collision"
-"""The token statistic that ``needs.log_collision`` asks for, by its name in ``model.statistics``."""
+"""The token statistic that ``needs.log_collision`` needs, by its name in ``model.statistics``."""
 
 BackboneSource = ProvidesBackbone | None
-"""A backbone or a factory that loads one; None if only the mathematics of a loss is used."""
+"""A backbone or a factory that loads one; None if a loss is computed but not trained."""
 
 
 class BatchLoss(pl.LightningModule, ABC):
-    """A backbone, and the loss of one micro-batch under it. :class:`.TrainingLoop` adds the steps of training.
+    """A backbone and its loss on one micro-batch. :class:`.TrainingLoop` adds the steps of training.
 
     Args:
-        backbone: a :class:`Backbone`; a factory that makes one when the strategy is ready; or None if only the
-            mathematics is used.
+        backbone: a :class:`Backbone`; a factory that makes one when the strategy is ready; or None if the loss is
+            computed but not trained.
     """
 
     needs: Needs = Needs()
-    """What the loss needs; where it depends on parameters, the constructor sets it on the instance."""
+    """What the loss needs. If this depends on parameters, the constructor sets it on the instance."""
 
     def __init__(self, backbone: BackboneSource = None) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class BatchLoss(pl.LightningModule, ABC):
 
     @final
     def set_up_backbone(self, sharding: Any) -> None:
-        """Make the backbone, divided by the strategy's sharding if there is one, and the modules outside it."""
+        """Make the backbone and the modules outside it. The strategy's sharding, if there is one, divides both."""
         self.backbone = backbone = self.source.make(reference=self.needs.reference, sharding=sharding)
         backbone.control = self.control(True)
         backbone.loss, backbone.paper = type(self).__name__, getattr(self, "paper", None)

@@ -48,12 +48,12 @@ class TrainingLoop(BatchLoss):
     (humanline), which calls ``compute`` in the file of the loss.
 
     Metrics stay on the device until a step is logged (every ``log_every_n_steps``), a checkpoint is due or training
-    ends, so that the host does not wait in every step. Only then a loss that is not finite is noticed, unless
-    ``non_finite="skip"``, which reads every step.
+    ends, so that the host does not wait in every step. A loss that is not finite is noticed only then, except with
+    ``non_finite="skip"``, which reads the metrics of every step.
 
     Args:
-        backbone: a :class:`Backbone`; a factory that makes one when the strategy is ready; or None if only the
-            mathematics is used. Without a backbone the objective cannot be trained.
+        backbone: a :class:`Backbone`; a factory that makes one when the strategy is ready; or None if the loss is
+            computed but not trained.
         optim: the optimizer and its schedule (default: ``AdamW()``).
         seed: seeds the randomness of the forward pass (dropout).
         humanline: clamps the policy's token log-probs around the reference's before the loss reads them. The metrics
@@ -96,7 +96,7 @@ class TrainingLoop(BatchLoss):
     def end_step(self) -> None:
         """See :class:`halos.objectives.base.Objective`."""
 
-    # The hooks that Lightning calls, in the order in which they end
+    # The hooks that Lightning calls, in the order in which they return
 
     @final
     def setup(self, stage: str) -> None:
@@ -118,10 +118,10 @@ class TrainingLoop(BatchLoss):
 
     @final
     def configure_model(self) -> None:
-        # _trainer instead of trainer, which raises if there is none: tests and notebooks may only look at the models.
+        # _trainer, because trainer raises if there is none, as in tests and notebooks that only make the models.
         data = getattr(self._trainer, "datamodule", None)
         sharding = getattr(getattr(self._trainer, "strategy", None), "sharding", None)
-        # Lightning makes the run's device the default one, whose random generator would draw other weights than the
+        # Lightning makes the run's device the default device. Its random generator would draw other weights than the
         # CPU's.
         with torch.device("cpu"):
             if self.backbone is None:
@@ -132,7 +132,7 @@ class TrainingLoop(BatchLoss):
             if data is not self._checked_data:  # a run validates and fits: warn only once
                 check_sequences(backbone, data)
                 self._checked_data = data
-            # The steps compute the reference's log-probs themselves where the backbone has a model for them.
+            # If the backbone has a model of the reference, the steps compute the reference's log-probs themselves.
             if self.needs.reference and not backbone.scores_reference and data.reference is None:
                 scorer = self.source.reference_scorer(backbone, sharding)
                 backbone.reference_seconds = run_reference_pass(scorer, data, self.trainer)
@@ -140,7 +140,7 @@ class TrainingLoop(BatchLoss):
     @final
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [p for p in self.parameters() if p.requires_grad]
-        # `estimated_stepping_batches` sets up the train loader, too early for a checkpoint's position to reach it.
+        # `estimated_stepping_batches` would set up the train loader before a checkpoint's position is restored.
         steps = getattr(getattr(self.trainer, "datamodule", None), "steps", 0)
         steps = steps or int(self.trainer.estimated_stepping_batches)
         optimizer, schedule = self._optim.build(parameters, steps, fused=self.trainer.precision != "16-mixed")
@@ -177,8 +177,7 @@ class TrainingLoop(BatchLoss):
         if self.non_finite == "skip":
             self._skip_non_finite(step, metrics, optimizer)
         named = {f"train/{name}": value for name, value in (metrics | self._read_so_far(step.number)).items()}
-        # Loggers are called directly: through Lightning's log(), a metric that this step lacks would repeat an earlier
-        # value.
+        # Loggers are called directly: Lightning's log() would repeat an earlier value of a metric that this step lacks.
         for logger in self.trainer.loggers if logged else ():
             logger.log_metrics(named, step.number)
         # Lightning reads the metrics of a progress bar after every micro-batch, even long after they were logged. In
@@ -324,7 +323,7 @@ class TrainingLoop(BatchLoss):
         return steps[-1][1]
 
     def _read_so_far(self, step: int) -> dict[str, float]:
-        # How much of the data has been read, where it is in one of our data modules.
+        # How much of the data has been read, if the data module is one of halos.
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, PreferenceDataModule):
             return {}

@@ -1,4 +1,4 @@
-"""What is wrong with a step whose loss or gradient is not finite."""
+"""Describes a step whose loss or gradient is not finite."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from halos.processes.collectives import all_gather_list
 
 
 def non_finite_problem(step: Step, metrics: Mapping[str, float], *, scaled: bool, spoilt: bool) -> str | None:
-    """Return a sentence with the ids of the step's examples on all ranks; None if loss and gradient are finite.
+    """Return the problem, with the ids of the step's examples on all ranks; None if loss and gradient are finite.
 
     Args:
         step: the step of this rank.
-        metrics: its metrics over all ranks, so that all ranks find the same.
-        scaled: a gradient scaler (16-mixed) skips steps with infinite gradients by itself, as part of its search; only
-            the loss is looked at.
-        spoilt: the optimizer has used the gradient already.
+        metrics: the step's metrics over all ranks, so that all ranks find the same problem.
+        scaled: whether only the loss is checked, because a gradient scaler (16-mixed) skips steps with infinite
+            gradients itself while it searches for its scale.
+        spoilt: whether the optimizer has used the gradient already.
     """
     names = ("loss",) if scaled else ("loss", "grad_norm")
     problem = next((f"{name} is {metrics[name]}" for name in names if not math.isfinite(metrics[name])), None)

@@ -1,4 +1,4 @@
-"""Gives a tokenizer the chat template that ``model.chat_template`` and the keys beside it ask for."""
+"""Sets a tokenizer's chat template by ``model.chat_template`` and the settings that begin with it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ log = logging.getLogger(__name__)
 def set_chat_template(
     tokenizer: PreTrainedTokenizerBase, template: str | None, values: Mapping[str, object], day: date, *, model: str
 ) -> None:
-    """Replace the tokenizer's chat template by the one to train and export with, and log what a user should know.
+    """Replace the tokenizer's chat template by the one for training and export. Replacements and dates are logged.
 
     Args:
         tokenizer: the tokenizer, which is changed.
         template: ``model.chat_template``; None: the tokenizer's own.
         values: defaults of the template's variables.
-        day: the date that a template with ``strftime_now`` writes.
+        day: the date in the text of a template that uses ``strftime_now``.
         model: the model's path, for messages.
 
     Raises:
-        ValueError: for a template that cannot be used, and for one of several without a name where none is the default.
+        ValueError: if the template cannot be used, or if the tokenizer has several templates, none is named and none is
+            the default.
     """
     if template is not None:
         if tokenizer.chat_template is not None:
@@ -52,7 +53,7 @@ def set_chat_template(
 
 
 def template_day(text: str | None) -> date:
-    """Return the date of ``model.chat_template_date``; the day on which the process started for None.
+    """Return the date of ``model.chat_template_date``. None: the day on which the process started.
 
     Raises:
         ValueError: for a text that is not a date.

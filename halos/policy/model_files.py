@@ -1,4 +1,4 @@
-"""The files of a model: where they are, and what transformers reads from them."""
+"""The files of a model: finds them, and lets transformers read them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ModelFiles:
         return config
 
     def generation(self, config: PretrainedConfig) -> GenerationConfig:
-        """Read how the model generates; many models have no file for it, and the config decides."""
+        """Read the model's generation config. Many models have no file for it; it is then made from the config."""
         from transformers import GenerationConfig
 
         try:
@@ -65,7 +65,7 @@ class ModelFiles:
             if not isinstance(error.__cause__, OSError):
                 raise
             return GenerationConfig.from_model_config(config)
-        # Unlike the other factories, this one keeps the argument and would write it to the exported file.
+        # Unlike other classes, this one keeps the argument and would write it to the exported file.
         vars(generation).pop("trust_remote_code", None)
         return generation
 
@@ -73,7 +73,7 @@ class ModelFiles:
         """Call ``factory.from_pretrained`` for the model.
 
         Args:
-            factory: a class of transformers. These classes have no common type, and return what the files name.
+            factory: a class of transformers. Their results have no common type: the files determine it.
             options: further keywords.
 
         Raises:
@@ -81,8 +81,8 @@ class ModelFiles:
         """
         name, file = self.names
         try:
-            # Never None, with which transformers asks on the terminal.
             revision = {} if self.revision is None else {"revision": self.revision}
+            # trust_remote_code is never None, for which transformers would ask on the terminal.
             options |= {**file, **revision, "trust_remote_code": self.trust_remote_code}
             return factory.from_pretrained(name, **options)
         except TooLarge:

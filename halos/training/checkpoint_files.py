@@ -21,7 +21,7 @@ IDENTITY = "halos"
 
 
 def step_of(path: Path) -> int:
-    """Return the optimizer step after which a checkpoint was saved, by its name."""
+    """Return the optimizer step after which a checkpoint was saved, which is in its name."""
     return int(path.stem.removeprefix("step_"))
 
 
@@ -42,7 +42,7 @@ def newest(folder: Path) -> Path | None:
     damaged: list[str] = []
     paths, last = by_step(folder), folder / LAST
     if last.exists():
-        # A kill may have left the link at the checkpoint before the newest; of a copied folder it is a file of its own.
+        # After a kill, the link may still lead to the second newest checkpoint. In a copied folder it is a file.
         paths.insert(0 if not paths or last.samefile(paths[0]) else 1, last)
     for path in paths:
         try:
@@ -63,7 +63,7 @@ def check_intact(path: Path) -> None:
     if path.is_dir():
         check_sharded(path)
         return
-    # A checkpoint is a zip file with checksums. Its table of contents is at its end, so a truncated file has none.
+    # A checkpoint is a zip file with checksums. Its table of contents is at the end, so a truncated file has none.
     try:
         with zipfile.ZipFile(path) as archive:
             damage = archive.testzip()
@@ -75,7 +75,7 @@ def check_intact(path: Path) -> None:
 
 
 def read(path: Path) -> Mapping[str, Any]:
-    """Return the contents of a checkpoint; for a sharded one, without the weights.
+    """Return the contents of a checkpoint, without the weights if it is sharded.
 
     Raises:
         ValueError: it is not a checkpoint of this program.

@@ -1,7 +1,7 @@
-"""Log-probs by key, of more completions than fit into memory.
+"""Log-probs by key, for more completions than fit into memory.
 
-The index, 40 bytes for each entry, is sorted by key. A large one is in a temporary file that is memory-mapped, as the
-log-probs themselves may be.
+The index has 40 bytes for each entry and is sorted by key. A large index is in a temporary file that is memory-mapped.
+The log-probs themselves may be memory-mapped too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 KEY_BYTES = 16
 ENTRY_BYTES = 40
 IN_MEMORY = 1 << 20
-"""The largest number of entries whose index is in memory; also the number of entries that are sorted at a time."""
+"""The largest number of entries whose index is in memory. Also the number of entries that are sorted at a time."""
 
 Serialised = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Keys [n, 16] uint8, the number of values of each [n] int64, and all values one after the other, float32."""
@@ -38,9 +38,9 @@ class Entries(Mapping[bytes, Tensor]):
         parts: see below.
 
     Attributes:
-        words: [2, n] uint64 the first and the second halves of the keys, sorted; each half is contiguous, as a search
-            would copy it otherwise.
-        places: [n, 3] int64 of each entry: its part, where it starts there, and its length.
+        words: the first and the second halves of the n keys [2, n] uint64, sorted by key. Each half is contiguous,
+            because a search would otherwise copy it.
+        places: for each entry its part, its beginning in the part, and its length [n, 3] int64.
         parts: flat float32 tensors of log-probs, which may be memory-mapped.
     """
 
@@ -55,11 +55,11 @@ class Entries(Mapping[bytes, Tensor]):
 
     @classmethod
     def joined(cls, several: Iterable[Entries], folder: Path | None = None) -> Self:
-        """Join entries. Of those with equal keys the last one counts.
+        """Join entries. Of entries with equal keys the last one is kept.
 
         Args:
             several: the entries.
-            folder: where the index is put, if it is large; None: in memory.
+            folder: the folder for a large index; None: the index is in memory.
         """
         listed: list[Entries] = [cls(*_arrays(0, None), ()), *several]
         count = sum(map(len, listed))
@@ -109,7 +109,7 @@ class Entries(Mapping[bytes, Tensor]):
 
     def _find(self, key: bytes) -> int | None:
         high, low = unpack(">QQ", key)
-        # One entry as a rule: half of a key is 64 bits.
+        # Usually only one entry has this first half, of 64 bits.
         first, stop = np.searchsorted(self.words[0], np.uint64(high)), len(self)
         for place in range(int(first), stop):
             if self.words[0, place] != high:
@@ -122,18 +122,19 @@ class Entries(Mapping[bytes, Tensor]):
 class GrowingEntries(Container[bytes]):
     """Entries to which others are added many times.
 
-    They are in levels, each at least twice as large as the next one, and a new level is joined with those that are not.
-    So n blocks are joined in n log n steps; joining each block with all entries before it would take n² steps.
+    The entries are in levels, each at least twice as large as the next one. Added entries become the last level, and
+    levels are joined until this is so again. Thus n blocks are joined in n log n steps; joining each block with all
+    entries before it would take n² steps.
 
     Args:
-        folder: where large indices are put.
+        folder: the folder for large indices.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._levels = folder, list[Entries]()
 
     def add(self, entries: Entries) -> None:
-        """Add entries. Of those with equal keys the last one counts."""
+        """Add entries. Of entries with equal keys the last one is kept."""
         self._levels.append(entries)
         while len(self._levels) > 1 and len(self._levels[-2]) < 2 * len(self._levels[-1]):
             self._levels[-2:] = [Entries.joined(self._levels[-2:], self._folder)]
@@ -152,7 +153,7 @@ def _words(keys: np.ndarray) -> np.ndarray:
 
 def _sorted(words: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sort by key; of equal keys only the last one is kept."""
-    # A stable sort, so that of equal keys the last one can be taken. It is fast where sorted entries are joined.
+    # A stable sort is fast where sorted entries are joined.
     order = np.argsort(words[0], kind="stable")
     first = words[0, order]
     if (first[1:] == first[:-1]).any():
@@ -164,8 +165,8 @@ def _sorted(words: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _key_ranges(several: Sequence[Entries], count: int) -> Iterator[list[slice]]:
-    """For each range of keys the slice of each of the entries. A range has up to about :data:`IN_MEMORY` of them."""
-    # Keys are hashes, so equal ranges have about equally many.
+    """Yield the slices of ``several`` for each range of keys. A range has up to about :data:`IN_MEMORY` entries."""
+    # Keys are hashes, so ranges of equal size have about equally many entries.
     ranges = max(1, -(-count // IN_MEMORY))
     edges = np.array([(number << 64) // ranges for number in range(1, ranges)], np.uint64)
     cuts = [[0, *np.searchsorted(entries.words[0], edges).tolist(), len(entries)] for entries in several]
@@ -174,15 +175,15 @@ def _key_ranges(several: Sequence[Entries], count: int) -> Iterator[list[slice]]
 
 
 def _arrays(count: int, folder: Path | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return empty ``words`` and ``places`` for so many entries: a large index is in a file that has no name."""
+    """Return uninitialised ``words`` and ``places`` for ``count`` entries. Large ones are in a file without a name."""
     if folder is not None and count > IN_MEMORY:
         try:
             with tempfile.TemporaryFile(dir=folder) as file:
-                # Reserved now: writing to a mapped file on a full disk would kill the process.
+                # The space is reserved now, because writing to a mapped file on a full disk would kill the process.
                 os.posix_fallocate(file.fileno(), 0, ENTRY_BYTES * count)
                 words = np.memmap(file, np.uint64, "r+", shape=(2, count))
                 places = np.memmap(file, np.int64, "r+", offset=words.nbytes, shape=(count, 3))
             return np.asarray(words), np.asarray(places)
         except (OSError, AttributeError) as error:  # macOS cannot reserve
-            log.warning("the index of the reference log-probs is not kept in %s, memory takes it: %s", folder, error)
+            log.warning("reference log-probs: their index is in memory, because %s cannot hold it: %s", folder, error)
     return np.empty((2, count), np.uint64), np.empty((count, 3), np.int64)

@@ -12,7 +12,8 @@ from halos.data.rows.token_rows import Row
 def divide(rows: Sequence[Row], max_tokens: int | None, *, share_prompts: bool = True) -> list[slice]:
     """Divide rows into consecutive parts that have up to ``max_tokens`` tokens each when they are packed.
 
-    The tokens of all branches count. A row with more tokens is a part of its own. None: all rows are one part.
+    The tokens of all branches are counted. A row with more tokens is a part of its own. With ``max_tokens=None`` there
+    is one part.
     """
     if max_tokens is None:
         return [slice(0, len(rows))]

@@ -15,9 +15,9 @@ class StepPlan:
     """The optimizer steps of a run.
 
     Attributes:
-        steps: their number; 0 until the run is planned.
+        steps: the number of steps; 0 until the run is planned.
         per_step: examples in a step, on all ranks.
-        epoch_steps: steps of a Lightning epoch; None: the run is one Lightning epoch, however many passes it has.
+        epoch_steps: steps of a Lightning epoch; None: the run is one Lightning epoch, also if it has several passes.
     """
 
     steps: int = 0
@@ -26,7 +26,7 @@ class StepPlan:
 
 
 def plan_of_trainer(trainer: pl.Trainer, *, examples: int, per_step: int) -> StepPlan:
-    """Plan the steps of a plain Trainer, in which a Lightning epoch is a pass, rounded up to whole steps.
+    """Plan the steps of a plain Trainer. Its epoch is a pass over the data, rounded up to whole steps.
 
     Raises:
         ValueError: if the Trainer's limits leave no step, or end an epoch within a step.
@@ -46,7 +46,7 @@ def plan_of_trainer(trainer: pl.Trainer, *, examples: int, per_step: int) -> Ste
 
 
 def fewest_steps(in_epochs: int | None, epochs: int | None, max_steps: int) -> int:
-    """Return the steps of a run.
+    """Return the number of steps of a run.
 
     Args:
         in_epochs: the number of steps in all epochs; None: the number of epochs is not limited.

@@ -25,12 +25,12 @@ KNOWN_FIELDS = TEMPLATE_FIELDS | {"role", "content", "from", "value", "weight"}
 
 @dataclass(slots=True)
 class _Layout:
-    """What is known of the rows whose columns agree.
+    """The layout of all rows with the same columns.
 
     Attributes:
         converter: makes their records; None for exports that are read by a function of their own.
-        columns: what became of each column: its role, or ``unused``.
-        rows: how many rows there were.
+        columns: the use of each column: its role, ``ignored`` or ``unused``.
+        rows: the number of these rows so far.
     """
 
     converter: Converter | None
@@ -42,7 +42,7 @@ class Layouts:
     """Recognises the layout of each row and makes its record.
 
     Args:
-        declaration: what the user says about columns and values.
+        declaration: the user's settings for columns and values.
     """
 
     def __init__(self, declaration: Declaration) -> None:
@@ -50,11 +50,11 @@ class Layouts:
         self._layouts: dict[object, _Layout] = {}
 
     def __repr__(self) -> str:
-        # These settings are in the key of prepared data, but not the layouts that were recognised so far.
+        # The key of prepared data contains this text, which must not depend on the layouts that were recognised so far.
         return f"Layouts({self.declaration})"
 
     def adapted(self, where: str, row: RawRow) -> Iterator[Adapted]:
-        """Yield what a row gives: one record in most layouts, one for each prompt in a conversation tree.
+        """Yield the records of a row: one in most layouts, one for each prompt in a conversation tree.
 
         Args:
             where: the location of the row.
@@ -71,7 +71,7 @@ class Layouts:
         yield where, self.record(where, row, dropped), dropped
 
     def record(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
-        """Return the record of a row that has one, None if nothing is left of it; see :meth:`adapted`.
+        """Return the record of a row that is not a tree; None if nothing is left of it. See :meth:`adapted`.
 
         Args:
             where: the location of the row.
@@ -96,7 +96,7 @@ class Layouts:
         return layout.converter(where, task, dropped)
 
     def _note_columns(self, where: str, row: RawRow, used: Mapping[str, str]) -> None:
-        """Count the columns of a row that is read by a function of its own; refuse those that would be lost."""
+        """Count the columns of a row that has a function of its own; raise ``ValueError`` if content would be lost."""
         key = ("exports", *((name, has_content(value)) for name, value in row.items()))
         if key not in self._layouts:
             roles = {**{role: name for name, role in used.items()}, "label": ""}
@@ -138,7 +138,7 @@ class Layouts:
         return _Layout(Converter(roles, says), columns)
 
     def columns(self) -> Counter[str]:
-        """Return for each column what became of it, and in how many rows."""
+        """Return the use of each column, with the number of rows."""
         counts: Counter[str] = Counter()
         for layout in self._layouts.values():
             for name, use in layout.columns.items():
@@ -147,7 +147,7 @@ class Layouts:
 
 
 def unused_fields(value: object) -> list[str]:
-    """Return the names in the messages of a column that no template reads."""
+    """Return the keys of a column's messages that no template reads."""
     turns = value if is_chat(value) and isinstance(value, list) else []
     names = {str(name): None for turn in turns if isinstance(turn, dict) for name in turn}
     return [name for name in names if name not in KNOWN_FIELDS]
@@ -171,7 +171,7 @@ def _refusal(where: str, row: RawRow, names: list[str]) -> str:
 
 
 def _is_transcript(row: RawRow) -> bool:
-    """Return whether a row is a pair of HH's transcripts, each with the prompt in it."""
+    """Return whether a row is a pair of HH's transcripts, each of which contains the prompt."""
     return "prompt" not in row and all(
         isinstance(text := row.get(key), str) and text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
         for key in ("chosen", "rejected")

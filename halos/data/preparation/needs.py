@@ -1,4 +1,4 @@
-"""What a loss needs of the data: its view, and flags of the token rows that the loop's ``Needs`` adds its own to."""
+"""What a loss needs of the data: its view, and flags of its token rows, to which the loop's ``Needs`` adds others."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class RowNeeds:
     """What a loss needs of the token rows and of the batches that are made of them.
 
     Attributes:
-        mismatched: another prompt's completion as each example's last branch (KTO's y'). It is read without gradient.
+        mismatched: another prompt's completion as each example's last branch (KTO's y'). It has no gradient.
         last_hidden: the state of each completion's last token, with gradient, in ``LogProbs.last`` (a reward head
-            reads it). Completions are then fed including their last token, and token log-probs have no gradient.
-        grouped: all completions of one prompt in one step, as far as the step's size allows (a group's baseline).
-        margins: for every pair, by how much people preferred the chosen completion (``Batch.margins``).
+            reads it). The model then also reads the last token of completions, and token log-probs have no gradient.
+        grouped: all completions of one prompt in one step, as far as the step's size allows, as for a group's baseline.
+        margins: for every pair, the degree to which people preferred the chosen completion (``Batch.margins``).
         pair_scores: for every pair, people's scores of both completions, each in [0, 1].
         step_labels: labelled steps of completions as examples, in addition to the labelled completions.
     """
@@ -53,15 +53,15 @@ class DataNeeds:
     views: tuple[DataNeeds, ...] = ()
 
     def key(self) -> tuple[object, ...]:
-        """A key that two needs share if the same rows satisfy both."""
+        """A key that is equal for two needs if the same rows satisfy both."""
         controls = tuple(self.control(label) for label in (True, False, None))
-        # `flags` may be the loss's whole Needs: whether it reads a reference, say, makes no difference to the rows.
+        # `flags` may be the loss's Needs. Their other fields, such as `reference`, make no difference to the rows.
         row_flags = tuple(getattr(self.flags, field.name) for field in fields(RowNeeds))
         return self.view, self.source, controls, row_flags, *(needs.key() for needs in self.views)
 
     @property
     def form(self) -> str:
-        """The key in :data:`.VIEWS`: the view, or ``steps``, the form of the binary view with labelled steps."""
+        """The key in :data:`.VIEWS`: the view, or ``steps`` for the binary view with labelled steps."""
         return "steps" if self.flags.step_labels else self.view
 
     @property
@@ -70,5 +70,5 @@ class DataNeeds:
         return self.view if self.source is None else f"{self.view} of {self.source}"
 
     def each(self) -> tuple[DataNeeds, ...]:
-        """The needs of each view; these needs, if there is one view."""
+        """The needs of each view; only these needs if there is one view."""
         return self.views or (self,)

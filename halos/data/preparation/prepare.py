@@ -1,4 +1,4 @@
-"""Feedback → records → view → token rows: everything that is done to the data before a model is needed.
+"""Feedback → records → view → token rows: the preparation of the data, which needs a tokenizer but no model.
 
     Preparation (settings) → prepare(needs, tokenizer) → Prepared (token rows and a report)
 
@@ -65,7 +65,7 @@ class Prepared:
     prompts: Sequence[Prompt]
 
     def keys(self) -> dict[str, str]:
-        """For each split, a key of everything that a run reads from it."""
+        """For each split, a hash of everything that a run reads from it."""
         return {split: rows.table.digest() for split, rows in self.rows.items()}
 
     def example(self) -> Row:
@@ -81,7 +81,7 @@ class Prepared:
 class Preparation:
     """How feedback becomes token rows; see :class:`halos.data.PreferenceDataModule` for the settings.
 
-    Raises ``ValueError`` for settings that do not go with the source.
+    Raises ``ValueError`` for settings that the source does not allow.
     """
 
     source: Source
@@ -137,7 +137,8 @@ class Preparation:
             )
         for split, records in intake.records.items():
             counts: Counter[str] = Counter()
-            # A median is always that of the training scores. Otherwise validation labels would mean something else.
+            # A median is always that of the training scores. Otherwise the labels of validation data would have
+            # another meaning.
             training = intake.records.get("train", records)
             if self.train_on == "all":
                 records, counts = expand_turns(records, self.store)
@@ -183,7 +184,7 @@ class Preparation:
         return records.take(places), places
 
     def leave_out_steps(self, intake: Intake, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Leave out labelled steps that the length limits cut, or that have no token of their own.
+        """Leave out labelled steps that the length limits cut off, or that have no token of their own.
 
         Raises ``ValueError`` if no example of a split is left.
         """

@@ -1,9 +1,9 @@
 """``model.packed_attention=auto``: the kernel that attends to packed rows on CUDA, chosen by a trial on the device.
 
-The candidates compute a small pack with the model's own heads, precision, scale, cap and kind of window. The first one
-whose output and gradients are those of attention with all scores in float64 is taken, and the log has its name, and why
-the ones before it were refused. If none is exact, a pack is attended to piece by piece. On other devices that is so
-without a trial.
+Each candidate computes small packs with the model's own heads, precision, scale, cap and kind of window. The first one
+whose output and gradients equal those of attention with all scores in float64 is chosen. The log has its name and the
+reasons against the candidates before it. If none is exact, attention is computed piece by piece. On other devices it is
+computed piece by piece without a trial.
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ log = logging.getLogger(__name__)
 
 AUTO, PIECES, FLEX, VARLEN = "auto", "pieces", "flex", "varlen"
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2}
-"""Norm of a difference that rounding explains, relative to the norm of the numbers; a wrong mask makes it ten times as
-large."""
+"""Largest difference that rounding explains, as norms: of the difference, divided by that of the exact numbers. A wrong
+mask causes a difference ten times as large."""
 WINDOW = 40
-"""Tokens that a query sees in the trial where a layer has a sliding window: less than the trial's sequences have."""
+"""The sliding window in the trial of a layer that has one, in tokens: shorter than the sequences of the trial."""
 
 Attend = Callable[[Pack, Tensor, Tensor, Tensor, ScoreOptions], Tensor]
-"""Attention of the queries [1, heads, N, width] of a pack, with its keys and values [1, key heads, P + N, width]."""
+"""Computes attention of a pack's N queries [1, heads, N, width]. Keys and values are [1, key heads, P + N, width],
+of which P are those of the pack before it."""
 
 
 class Heads(NamedTuple):
-    """What the choice depends on.
+    """What the choice depends on: the attention heads of a layer.
 
     Attributes:
         device: where attention is computed.
         dtype: its precision.
-        number: query heads.
-        key_number: key heads.
-        width: of a head.
+        number: the number of query heads.
+        key_number: the number of key heads.
+        width: the numbers in a query or key of one head.
         options: how scores become weights.
     """
 
@@ -64,7 +65,7 @@ def _by_varlen(item: Pack, query: Tensor, key: Tensor, value: Tensor, options: S
 
 
 CANDIDATES: dict[str, Attend] = {FLEX: _by_flex, VARLEN: _by_varlen}
-"""In the order of their trials."""
+"""The kernels that are tried, in this order."""
 
 
 @cache  # one trial for all layers and steps
@@ -80,7 +81,7 @@ def chosen_attention(heads: Heads) -> str:
 
 
 def first_exact(candidates: Mapping[str, Attend], heads: Heads) -> tuple[str, dict[str, str]]:
-    """Return the first candidate that computes attention exactly, ``pieces`` if none does, and why others do not."""
+    """Return the first candidate that is exact (``pieces`` if none is), and the reasons against those before it."""
     refused = dict[str, str]()
     for name, attend in candidates.items():
         reason = obstacle(attend, heads)
@@ -91,7 +92,7 @@ def first_exact(candidates: Mapping[str, Attend], heads: Heads) -> tuple[str, di
 
 
 def obstacle(attend: Attend, heads: Heads) -> str | None:
-    """Try a kernel out. Returns why it cannot be used, or None if it can."""
+    """Try out a kernel. Returns the reason why it cannot be used, or None if it can."""
     options = heads.options
     heads = heads._replace(options=options._replace(window=None if options.window is None else WINDOW))
     try:
@@ -110,12 +111,12 @@ def obstacle(attend: Attend, heads: Heads) -> str | None:
 
 def _results(attend: Attend, heads: Heads) -> dict[str, Tensor]:
     """Output and gradients of packs, and outputs of packs that continue them, without gradient."""
-    # The caller may be within a layer that is checkpointed, whose hooks would run the layer again when the trial's
-    # backward pass asks for what was saved. It may also be within autocast, or without gradient.
+    # The caller may be a checkpointed layer. Its hooks would run the layer again when the trial's backward pass reads
+    # saved tensors, so they are replaced here. The caller may also use autocast or torch.no_grad().
     plain_saving = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
     results = {}
     with torch.enable_grad(), plain_saving, torch.autocast(heads.device.type, enabled=False):
-        # Of two sizes: code that is compiled for the first one is compiled again, for all sizes, at the second.
+        # Two sizes, because torch.compile makes code for the first size alone, and at the second one for all sizes.
         for where, packs in (("", _packs(140)), (" at another size", _packs(151))):
             first, second = (map_tensors(item, lambda tensor: tensor.to(heads.device)) for item in packs)
             inputs = _inputs(first, heads)
@@ -131,7 +132,7 @@ def _results(attend: Attend, heads: Heads) -> dict[str, Tensor]:
 
 
 def _packs(prompt: int) -> tuple[Pack, ...]:
-    # More than a block of FlexAttention; a tree, a short row without branches, and a pack that continues the tree.
+    # Longer than a block of FlexAttention. The rows make two trees, and a second pack that continues them.
     ids = tuple(range(200))
     rows = [
         Row("tree", 0, ids[:prompt], (ids[:60], ids[1:38], ids[2:30])),
@@ -141,7 +142,7 @@ def _packs(prompt: int) -> tuple[Pack, ...]:
 
 
 def _inputs(item: Pack, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator(heads.device).manual_seed(0)  # of its own: training draws the same numbers as without
+    generator = torch.Generator(heads.device).manual_seed(0)  # its own, so that training draws the same numbers
 
     def states(number: int, tokens: int) -> Tensor:
         drawn = torch.randn(1, number, tokens, heads.width, generator=generator, device=heads.device)

@@ -26,13 +26,13 @@ from halos.policy.logprobs.token_statistics import measure
 CPU_BLOCK_ROWS = 16
 """Rows of a chunk that are converted to float32 at a time on a CPU: few enough to stay in its cache."""
 BLOCK_BYTES = 2**25
-"""Bytes of float32 logits that exist at a time on other devices: a chunk is never converted as a whole, which in
-bfloat16 would take twice its own memory. About as many as the cache of a large GPU holds."""
+"""Bytes of the logits that are converted to float32 at a time on other devices. They fit into the cache of a large GPU.
+Converting a whole chunk of bfloat16 would need twice the chunk's own memory."""
 
 PAGE_MULTIPLE = 32
-"""A number of logits: rows whose length is not a multiple of it cannot be a multiple of a page of memory."""
+"""Only rows whose number of logits is a multiple of this can be as long as one or several pages of memory."""
 ROW_GAP = 16
-"""Unused numbers after each row of the buffer, if the length of a row could be a multiple of a page."""
+"""Unused numbers after each row of the buffer, if a row could be as long as one or several pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def chunked_logprobs(
 
 
 class _Task(NamedTuple):
-    # What the function is called with besides the tensors that may take gradient.
+    # The arguments of the function that have no gradient.
     targets: Tensor
     rows: int
     shape: LogitShape
@@ -108,11 +108,11 @@ class _ChunkedLogProbs(torch.autograd.Function):
         normaliser = torch.empty_like(target_logits)
         measured = target_logits.new_empty(len(states), len(statistics))
         chunk_logits = buffer = _logit_buffer(states, weight, rows)
-        # Last chunk first: the first chunk's logits are then still in the buffer when the backward pass begins with
-        # them. Its buffer has to be allocated in any case, so keeping them costs no memory and saves one product.
+        # Last chunk first: the backward pass begins with the first chunk and finds its logits still in the buffer. The
+        # buffer has to be allocated in any case, so keeping these logits costs no memory and saves one product.
         for chunk in reversed([*_slices(len(states), rows)]):
-            # oneDNN does not write into the buffer but returns new memory. Without this line the chunk before would
-            # stay alive during the product, and two chunks would exist at a time.
+            # oneDNN returns new memory instead of writing into the buffer. Without this line the earlier chunk would
+            # not be freed before the product, and two chunks would exist at a time.
             del chunk_logits
             chunk_logits = affine(states[chunk], weight, bias, out=buffer)
             for block, raw_logits in _blocks(chunk, chunk_logits):
@@ -128,8 +128,8 @@ class _ChunkedLogProbs(torch.autograd.Function):
     def backward(ctx: Any, grad_logprobs: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias, low, up, targets, normaliser, first_logits = ctx.saved_tensors
         wide_dtype = normaliser.dtype
-        # Gradients add up over chunks in float32, whatever the precision of their products: in bfloat16 the sum would
-        # lose what later chunks contribute.
+        # Gradients are summed over chunks in float32, whatever the precision of the products: a sum in bfloat16 would
+        # lose the contributions of later chunks.
         grad_states, grad_weight, grad_bias, grad_low, grad_up = (
             torch.zeros_like(value, dtype=wide_dtype) if value is not None and needed else None
             for value, needed in zip((states, weight, bias, low, up), ctx.needs_input_grad[1:], strict=True)
@@ -147,7 +147,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
                 if plain:
                     _overwrite_with_gradient(raw_logits, normaliser[block], targets[block], minus_grad_logprobs[block])
                     continue
-                # A copy even where no conversion is needed: it is overwritten while ``raw_logits`` is still read.
+                # Copied even if no conversion is needed: the copy is overwritten while ``raw_logits`` is still read.
                 logits = ctx.shape(_with_delta(raw_logits.to(wide_dtype, copy=True), low, up, block))
                 grad_logits = _grad_logits(logits, normaliser[block], targets[block], grad_logprobs[block], ctx.shape)
                 if grad_low is not None:
@@ -207,10 +207,10 @@ def _grad_logits(
 
 def _logit_buffer(states: Tensor, weight: Tensor, rows: int) -> Tensor:
     """Memory for one chunk of logits [rows, V], which all chunks share."""
-    # On a CPU new memory for each chunk costs a fifth of the product's time, as the system has to clear its pages.
+    # On a CPU new memory for each chunk takes a fifth of the product's time, because the system clears its pages.
     length = weight.shape[0]
-    # Rows that begin a multiple of a page apart compete for the same lines of the CPU's cache; a gap avoids that.
-    # Other lengths must not get a gap: oneDNN's bfloat16 products on AMX read past the end of rows whose length is not
+    # Rows whose beginnings are a multiple of a page apart share the same lines of the CPU's cache; a gap avoids that.
+    # Other lengths must not have a gap: oneDNN's bfloat16 products on AMX read past the end of rows whose length is not
     # a multiple of 32 (uxlfoundation/oneDNN#5603), and a NaN left in the gap would reach the gradient.
     gap = 0 if length % PAGE_MULTIPLE else ROW_GAP
     return states.new_empty(min(rows, len(states)), length + gap)[:, :length]

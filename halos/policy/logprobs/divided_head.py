@@ -3,9 +3,9 @@
     states [M, H] ── device 0: rows 0 … M/2 ──→ log-probs ──┐
                   └─ device 1: rows M/2 … M ──→ log-probs ──┴→ log-probs [M] on both
 
-A device computes M/n rows of logits, and the group exchanges a number for each token. In the backward pass it exchanges
-the gradient of the states. A vocabulary divided over the devices would need as many products, but it would exchange
-maxima, sums and a gradient of all states from each device.
+A device computes M/n rows of logits, and the group exchanges one number for each token. In the backward pass it
+exchanges the gradient of the states. The vocabulary could be divided instead. This would need as many products, but the
+devices would exchange maxima, sums and, from each device, a gradient of all states.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch.distributed import ProcessGroup, all_gather_into_tensor
 
 
 class RowShare:
-    """This device's share of M rows, which are divided into equal parts; the last parts may end with rows of zeros.
+    """This device's share of M rows. The shares have equal sizes; the last ones may end with rows of zeros.
 
     Args:
         group: the devices, all of which have the same rows.
-        rows: M.
+        rows: the number M of rows.
     """
 
     def __init__(self, group: ProcessGroup, rows: int) -> None:
@@ -33,7 +33,7 @@ class RowShare:
         self.start = group.rank() * self.size
 
     def take(self, rows: Tensor) -> Tensor:
-        """Return this device's part of rows [M, …]; the gradients of all parts become the gradient of the rows."""
+        """Return this device's part of rows [M, …]. The backward pass joins the gradients of all devices' parts."""
         return _take(rows, self)
 
     def gather(self, results: Tensor) -> Tensor:
@@ -53,9 +53,9 @@ class RowShare:
         return rows[: self.rows]
 
 
-# FSDP2 averages the gradient of the head's weight over all devices, as if each had computed all rows. Here each has
-# computed its own, so the sum is needed: the gradients of the results are multiplied by the number of devices, and
-# those of the states, which every device gets whole, are divided by it again.
+# FSDP2 averages the gradient of the head's weight over all devices, as if each had computed all rows. Here each device
+# has computed only its own rows, so the sum is needed: the gradients of the results are multiplied by the number of
+# devices. Every device gets the whole gradient of the states, so that one is divided by the same number again.
 
 
 class _Take(Function):

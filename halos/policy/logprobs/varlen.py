@@ -1,15 +1,15 @@
-"""Attention over a whole pack in one call of PyTorch's variable-length attention, which is FlashAttention, on CUDA.
+"""On CUDA, attention over a whole pack in one call of PyTorch's variable-length attention, which is FlashAttention.
 
-The function takes sequences of queries, each with keys of its own. Here each node of a pack's prefix tree is such a
-sequence, and its keys are those of the nodes above it and then its own:
+The function takes several sequences of queries, each with its own keys. Here each node of a pack's prefix tree is such
+a sequence. Its keys are those of the nodes above it, followed by its own:
 
     pack        x1 x2 x3 | a1 a2          | b1 b2             a prompt with two completions
     queries     x1 x2 x3 | a1 a2          | b1 b2
     keys        x1 x2 x3 | x1 x2 x3 a1 a2 | x1 x2 x3 b1 b2
 
-With fewer queries than keys FlashAttention aligns its causal mask with the last ones, so b1 sees the prompt and itself.
-That is exact for trees too, also with a sliding window, because positions count on from node to node. The price is a
-copy of a prompt's keys and values for each completion.
+If a sequence has fewer queries than keys, FlashAttention aligns its causal mask with the last keys, so b1 sees the
+prompt and itself. This is exact for trees of any depth and with sliding windows, because the positions of a node follow
+those of its parent. It costs a copy of a prompt's keys and values for each completion.
 
 The function needs no compiler, unlike FlexAttention. It has no float32, no dropout and no cap of scores.
 """
@@ -34,11 +34,11 @@ class Sequences(NamedTuple):
     """The S sequences of a pack with N queries.
 
     Attributes:
-        query_edges: where sequences begin and end among the queries [S + 1].
-        key_edges: where they do among their keys [S + 1].
-        places: of each sequence's keys, end to end, the places among the keys of the pack.
-        max_queries: of one sequence.
-        max_keys: of one sequence.
+        query_edges: the beginnings of the sequences among the queries, and the end of the last one [S + 1].
+        key_edges: the same among the keys of all sequences, end to end [S + 1].
+        places: for each of these keys, its index among the keys of the pack.
+        max_queries: the number of queries of the longest sequence.
+        max_keys: the largest number of keys of a sequence.
     """
 
     query_edges: Tensor
@@ -49,7 +49,7 @@ class Sequences(NamedTuple):
 
 
 def varlen_attend(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, options: ScoreOptions) -> Tensor:
-    """Attention of all queries of a pack.
+    """Compute attention of all queries of a pack.
 
     Args:
         query: [1, heads, N, width].
@@ -70,7 +70,7 @@ def varlen_attend(query: Tensor, key: Tensor, value: Tensor, sequences: Sequence
     query, key, value = (states.to(dtype)[0].transpose(0, 1) for states in (query, key, value))
     key, value = (states.index_select(0, sequences.places) for states in (key, value))
     edges = (sequences.query_edges, sequences.key_edges, sequences.max_queries, sequences.max_keys)
-    # The key of the query's own position counts for transformers' windows, and not for FlashAttention's.
+    # A window of transformers includes the key at the query's own position, and FlashAttention's does not.
     window = (-1 if options.window is None else options.window - 1, 0)
     grouped = query.shape[1] != key.shape[1]
     output = _varlen_function()(
@@ -80,7 +80,7 @@ def varlen_attend(query: Tensor, key: Tensor, value: Tensor, sequences: Sequence
 
 
 def _varlen_function() -> Callable[..., Tensor]:
-    # Before PyTorch 2.12 it lacks some of the arguments that are passed here, and the trial refuses it.
+    # Before PyTorch 2.12 the function lacks some of the arguments that are passed here, so it fails in the trial.
     from torch.nn.attention.varlen import varlen_attn
 
     function: Callable[..., Any] = varlen_attn
@@ -89,14 +89,14 @@ def _varlen_function() -> Callable[..., Tensor]:
 
 def sequences_of(pack: Pack) -> Sequences:
     """Return the sequences of a pack, one for each of its own nodes, on the pack's device."""
-    # From the sizes of nodes, which are Python numbers, so that the host does not wait for the device.
+    # Computed from the sizes of nodes, which are Python numbers, so that the host does not wait for the device.
     starts = [0, *accumulate(node.tokens for node in pack.nodes)]
     ranges = [np.arange(starts[index], starts[index + 1]) for index in range(len(pack.nodes))]
     paths = list(_paths(pack, earlier=starts[-1] - len(pack.input_ids)))
     queries = [pack.nodes[path[-1]].tokens for path in paths]
     keys = [sum(pack.nodes[index].tokens for index in path) for path in paths]
     key_places = [ranges[index] for path in paths for index in path]
-    # One table, so that there is one copy to the device.
+    # In one table, which needs only one copy to the device.
     table = np.concatenate([[0], np.cumsum(queries), [0], np.cumsum(keys), *key_places]).astype(np.int32)
     lengths = [len(paths) + 1, len(paths) + 1, sum(keys)]
     query_edges, key_edges, places = torch.split(on_device(table, device=pack.node.device), lengths)
@@ -104,7 +104,10 @@ def sequences_of(pack: Pack) -> Sequences:
 
 
 def _paths(pack: Pack, earlier: int) -> Iterator[list[int]]:
-    """For each of the pack's own nodes, the nodes from the root down to it; ``earlier`` keys are of another pack."""
+    """For each of the pack's own nodes, the indices of the nodes from the root to it.
+
+    The first ``earlier`` keys are those of the pack before it.
+    """
     start = 0
     for node in pack.nodes:
         if start >= earlier:

@@ -3,7 +3,7 @@
     FOLDER/reference/<model>/<part>.safetensors
 
 The model's key covers its weights, its config and the precision. An entry's key covers the token ids of the prompt and
-of the completion, and thereby tokenizer, chat template, truncation and data. A part contains the entries that one run
+of the completion. So tokenizer, chat template, truncation and data need no key. A part contains entries that one run
 added. It is written under another name and then renamed, so that no reader sees half a part.
 """
 
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FORMAT = "2"
-"""Version of the files' meaning and of the way their numbers are computed; part of the model's key."""
+"""Version of the file format and of the computation of the numbers; part of the model's key."""
 NOT_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")
 """Keys of a config that change no log-prob. The dtype is hashed with each weight."""
 
 UNREADABLE = (ValueError, KeyError, OSError, SafetensorError)
-"""Errors of reading a part that is not what was written, or not to be used."""
+"""Errors of reading a part that is damaged or may not be used."""
 
 
 def model_key(model: PreTrainedModel, precision: str) -> str:
@@ -75,12 +75,12 @@ class ReferenceCache:
     def read(self) -> Entries:
         """Return all entries of parts that may be used.
 
-        In a private cache, a part of this user's that is damaged or of another model is removed with a warning.
+        In a private cache, a part that this user wrote is removed with a warning if it is damaged or of another model.
         """
         return self.read_with_seals()[0]
 
     def read_with_seals(self) -> tuple[Entries, list[str]]:
-        """Return what :meth:`read` returns, and the seals of the parts, which cover their numbers."""
+        """Return the result of :meth:`read`, and the seals of the parts. A seal covers all numbers of its part."""
         entries, seals = GrowingEntries(self.root), list[str]()
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
@@ -89,7 +89,7 @@ class ReferenceCache:
             except UNREADABLE as error:
                 level = logging.WARNING if self.seals.private else logging.INFO
                 log.log(level, "cached reference log-probs in %s are refused and computed again: %s", path, error)
-                with suppress(OSError):  # in a folder that is read-only here it is refused at each start
+                with suppress(OSError):  # in a read-only folder the part stays, and is refused at each start
                     if self.seals.private and not isinstance(error, Refused) and path.stat().st_uid == os.geteuid():
                         path.unlink()
         return entries.joined(), seals
@@ -103,7 +103,7 @@ class ReferenceCache:
             "logprobs": torch.cat([entries[key] for key in keys]).float(),
         }
         name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
-        if not self.seals.private:  # no user's part takes the place of another's
+        if not self.seals.private:  # so that no user's part replaces another user's
             name += f"{self.seals.suffix}-{os.geteuid()}"
         path = self.folder / f"{name}.safetensors"
         metadata = {"format": FORMAT, "model": self.model, "checksum": self.seals.seal(self._sealed_text(tensors))}
@@ -117,7 +117,7 @@ class ReferenceCache:
         return path
 
     def read_part(self, path: Path) -> Entries:
-        """Return the entries of a part, memory-mapped: the system reads and drops the file's pages as it needs.
+        """Return the entries of a part, memory-mapped: the system reads and drops pages of the file as needed.
 
         Raises:
             ValueError: the part is of another model or version, its checksum does not fit, or another user could have
@@ -145,7 +145,7 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _mapped(path: Path, name: str) -> Tensor:
-    # safetensors copies what it reads. All log-probs of a large data set would then be in memory.
+    # safetensors copies what it reads, so all log-probs of a large data set would be in memory.
     with path.open("rb") as stream:
         header_size = int.from_bytes(stream.read(8), "little")
         tensor_info = json.loads(stream.read(header_size))[name]
@@ -153,7 +153,7 @@ def _mapped(path: Path, name: str) -> Tensor:
     if tensor_info["dtype"] != "F32":
         raise ValueError(f"its {name} are {tensor_info['dtype']}")
     count, offset = (stop - start) // 4, 8 + header_size + start
-    # Copy-on-write: torch warns of read-only memory. Nothing writes to it. An empty file cannot be mapped.
+    # Copy-on-write, because torch warns of read-only memory. Nothing is written. An empty array cannot be mapped.
     values = np.memmap(path, np.float32, "c", offset=offset, shape=(count,)) if count else np.zeros(0, "f4")
     return torch.from_numpy(values)
 

@@ -1,9 +1,9 @@
 """Compute the reference's log-probs once, before training.
 
-1. Find the completions of all rows in the cache.
-2. For :data:`BLOCK` rows at a time, list the missing completions, each once. Divide them into forwards of up to
+1. Look up the completions of all rows in the cache.
+2. For :data:`BLOCK` rows at a time, list the missing completions, each once. Divide them into forward passes of up to
    :data:`TOKENS` tokens (:mod:`.forwards`), and distribute these over the ranks.
-3. Each rank computes its forwards, and saves its results to the cache about once a minute.
+3. Each rank computes its forward passes, and saves its results to the cache about once a minute.
 4. All ranks exchange their results. Rank 0 writes them as one part of the cache, which replaces the interim parts.
 """
 
@@ -34,13 +34,13 @@ from halos.processes import signals
 from halos.processes.collectives import all_gather_list, all_max, data_rank_and_world, from_rank_zero, rank_and_world
 
 BLOCK = 1 << 14
-"""Rows whose token ids are in memory at a time: a token takes some 36 bytes as a number of Python's."""
+"""Rows whose token ids are in memory at a time. As a Python number a token takes some 36 bytes."""
 TOKENS = 4096
-"""Tokens in one forward. A longer row has a forward of its own."""
+"""The maximum number of tokens in one forward pass. A longer row has its own forward pass."""
 KEEP_SECONDS = 60.0
-"""Seconds between two writes of interim results, and so the work that is lost if a run is killed."""
+"""Seconds between two writes of interim results. A run that is killed loses up to this much work."""
 ROWS_PER_CHUNK = 16
-"""Rows that are padded to one length where the model cannot read packed rows."""
+"""Rows that are padded to the same length, for models that cannot read packed rows."""
 
 Track = Callable[[Sequence[Work]], Iterable[Work]]
 KeyedLogProbs = list[tuple[bytes, Tensor]]
@@ -92,19 +92,19 @@ def _compute_all(
     backbone: Backbone, cache: ReferenceCache, missing: Work, track: Track, *, packing: bool, share_prompts: bool
 ) -> Entries:
     """Compute the log-probs of these completions on all ranks, and write them to the cache."""
-    # completions() sorts by prompt length: the rows of a forward need little padding. Packs need none, and in the order
-    # of prompts, those that continue each other are computed once. Both orders depend on the rows alone: all ranks
-    # derive the same batches without exchanging any.
+    # completions() sorts by prompt length, so that the rows of a forward pass need little padding. Packs need none, so
+    # they are sorted by tokens, and shared beginnings are computed once. Both orders depend only on the rows: all ranks
+    # make the same batches without exchanging any.
     shared = packing and share_prompts
-    # A sharded model's weights are gathered within its own forward alone, so that it cannot be tried out here.
+    # can_pack() cannot try out a sharded model, whose weights are gathered only within its own forward pass.
     if shared and not backbone.sharded and can_pack(backbone.policy):
         missing.sort(key=lambda item: (item[1].prompt, item[1].branches))
     batches = list(forwards(missing, TOKENS, share_prompts=shared))
     interim = _InterimParts(cache)
 
     def collated(work: Work) -> Batch:
-        # Every forward of a sharded model gathers weights from all ranks, so that each rank must run one per batch,
-        # however many rows the batch has. Other models read rows in chunks that waste less on padding.
+        # Every forward pass of a sharded model gathers weights from all ranks, so each rank must run exactly one for
+        # each batch. Other models read the rows in chunks, which need less padding.
         chunks = 1 if backbone.sharded else -(-len(work) // ROWS_PER_CHUNK)
         return collate([row for _, row in work], chunks=chunks, packing=packing, share_prompts=share_prompts)
 
@@ -117,10 +117,10 @@ def _compute_all(
 
 
 def _mapped(cache: ReferenceCache, part: Path | None, found: Entries) -> Entries:
-    """Return the same numbers from the cache's file, not in this process's memory, if it can read that file."""
+    """Return the same numbers, memory-mapped from the cache's file if this process can read it."""
     with suppress(*UNREADABLE):
         mapped = None if part is None else cache.read_part(part)
-        # Another host may have its own file with this name and, to rounding, other numbers.
+        # Another host may have a file with this name whose numbers differ by rounding.
         if mapped is not None and (_alone() or all(torch.equal(mapped[key], found[key]) for key in found)):
             return mapped
     return found
@@ -131,10 +131,10 @@ def _alone() -> bool:
 
 
 def _known(cache: ReferenceCache, wanted: Iterable[bytes]) -> Entries:
-    """Return the cache's entries, memory-mapped; or those that are wanted, sent by rank 0.
+    """Return the cache's entries, memory-mapped; if ranks read different files, rank 0's entries for the wanted keys.
 
-    Rank 0 sends them where ranks do not read the same files, as on hosts that share none: all ranks have to agree on
-    what is missing.
+    All ranks have to agree on which entries are missing, also on hosts that do not share files. So in the second case
+    rank 0 sends its entries.
     """
     entries, seals = cache.read_with_seals()
     if _alone():
@@ -149,15 +149,15 @@ def _compute(
 ) -> KeyedLogProbs:
     """Compute this rank's share of the batches and return its entries."""
     rank, world = data_rank_and_world()
-    # Rank by rank in turn: neighbours in the order cost about the same, so the ranks finish at about the same time.
+    # Distributed in turn: neighbouring batches take about the same time, so the ranks finish at about the same time.
     share = list(batches[rank::world])
     rounds = len(batches[::world])  # the share of rank 0, which is the largest
     if backbone.sharded and len(share) < rounds:
-        share.append(batches[0])  # any batch: the forward is needed, its result is a duplicate
+        share.append(batches[0])  # any batch: the forward pass is needed, its result is a duplicate
     own: KeyedLogProbs = []
     tracked = iter(track(share))
-    # A signal must not end one rank while the others wait for it in a collective. It is remembered, and all ranks
-    # exchange signals after each round. So each rank runs the same number of rounds, with or without work.
+    # A signal must not end one rank while the others wait for it in a collective. So signals are deferred, and all
+    # ranks exchange them after each round. For this each rank runs the same number of rounds, with or without work.
     deferred = signals.defer(True)
     with evaluating(backbone), torch.no_grad():
         for _ in range(rounds):
@@ -178,16 +178,16 @@ def _score(backbone: Backbone, work: Work, batch: Batch) -> KeyedLogProbs:
 
 
 class _InterimParts:
-    """This rank's results so far as parts of the cache, until one part with the results of all ranks replaces them."""
+    """Writes this rank's results so far as parts of the cache. Later one part with all ranks' results replaces them."""
 
     def __init__(self, cache: ReferenceCache) -> None:
         self.cache, self.written_at = cache, time.perf_counter()
         self.parts: list[Path] = []
         self.count = 0
-        """Entries that have been written."""
+        """The number of entries that have been written."""
 
     def save(self, entries: KeyedLogProbs, *, now: bool = False) -> None:
-        """Write the entries that are new since the last write, if that was long enough ago or ``now`` is set."""
+        """Write the entries since the last write, if it was :data:`KEEP_SECONDS` ago or ``now`` is set."""
         is_due = now or time.perf_counter() - self.written_at >= KEEP_SECONDS
         if len(entries) == self.count or not is_due:
             return
@@ -199,7 +199,7 @@ class _InterimParts:
     def replace_by(self, final: Path | None) -> None:
         """Remove the interim parts. Nothing is removed if the final part could not be written."""
         for part in self.parts if final is not None else ():
-            if part != final:  # a part is named after its entries, so a single interim part can be the final one
+            if part != final:  # parts are named after their keys, so a single interim part can be the final one
                 part.unlink(missing_ok=True)
 
 

@@ -118,7 +118,7 @@ def test_without_room_on_the_disk_the_index_is_in_memory(
     monkeypatch.setattr(entries_module, "IN_MEMORY", 10)
     entries = many(100)
     assert_same(Entries.joined([entries], tmp_path), dict(entries))
-    assert "memory takes it" in caplog.text
+    assert "index is in memory" in caplog.text
     assert not list(tmp_path.iterdir())
 
 
