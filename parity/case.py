@@ -64,7 +64,7 @@ class Case:
         output, _ = objective.compute_batch(batch)
         return measure(loss_of(output), self.backbone.policy)
 
-    def compare(self, name: str, ours: Tensor, theirs: Tensor) -> None:
+    def compare(self, name: str, ours: Tensor, theirs: Tensor, *, tolerance: float = TOLERANCE) -> None:
         """Remembers the largest differences of loss and gradient; fails where one is above the tolerance.
 
         The tolerance is absolute for numbers up to 1, and relative to the largest above.
@@ -75,7 +75,7 @@ class Case:
         for found in self.compared:
             assert found.size > 100 * TOLERANCE  # else zeros would pass
             # Float32 rounds relative to the size of the numbers, which is far above 1 for squared losses.
-            allowed = TOLERANCE * max(1.0, found.size)
+            allowed = tolerance * max(1.0, found.size)
             assert found.difference <= allowed, f"{name}: the {found.quantity} differs by {found.difference:.1e}"
 
 
