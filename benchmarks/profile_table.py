@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.operation_costs import PRODUCTS
 from benchmarks.table import table
-from benchmarks.watch import PRODUCTS
 
 PROFILE = ("part of a step", "s", "share", "least, s", "ms a layer")
 IN_LAYERS = ("products", "attention", "elementwise operations and copies", "pieces of attention", "conversions")

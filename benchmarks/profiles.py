@@ -21,8 +21,8 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
 from benchmarks.job import Job, config
+from benchmarks.operation_costs import Costs, Watch, fault_seconds, overhead, page_faults
 from benchmarks.roofline import Clock, clock_for, roofline
-from benchmarks.watch import Costs, Watch, fault_seconds, overhead, page_faults
 from halos.commands.assembly import Run, assemble
 from halos.policy.backbone import Backbone
 from halos.policy.kernels.layers import repeated_layers

@@ -27,8 +27,8 @@ import pyarrow as pa
 import torch
 
 from benchmarks.scale import report
-from halos.data.batches.entries import KEY_BYTES, Entries, GrowingEntries
 from halos.data.batches.order import Division, TrainingOrder
+from halos.data.batches.reference_entries import KEY_BYTES, Entries, GrowingEntries
 from halos.data.batches.reference_table import completions, keys_of
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.mismatch import derangement

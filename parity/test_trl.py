@@ -78,8 +78,8 @@ def test_kto_zero(case: Case) -> None:
 )
 def test_pairs_with_a_reference(case: Case, name: str, make: partial, loss_type: str) -> None:
     theirs = trl_side.dpo(case, case.pairs, beta=BETA, label_smoothing=EPSILON, loss_type=loss_type)
-    # DiscoPOP's weight σ(β r / 0.05) multiplies rounding. On AMD processors with AVX-512 the gradients differ by 1.3e-5,
-    # of which ours has 0.5e-5 to the gradient in float64.
+    # DiscoPOP's weight σ(β r / 0.05) multiplies rounding. On an AMD processor with AVX-512 the gradients differ by
+    # 1.3e-5; ours differs from that in float64 by 0.5e-5.
     tolerance = 2 * TOLERANCE if name == "discopop" else TOLERANCE
     case.compare(name, case.ours(partial(make, beta=BETA), case.pairs), theirs, tolerance=tolerance)
 

@@ -23,7 +23,7 @@ from halos.policy.backbone import Backbone
 from halos.policy.checkpointing import checkpoint_layers
 from halos.policy.kernels.liger import use_liger
 from halos.policy.loading import LoadOptions, ModelSpec
-from halos.policy.logprobs.choice import FLEX, VARLEN
+from halos.policy.logprobs.attention_choice import FLEX, VARLEN
 from halos.policy.logprobs.packed import attend_by
 from halos.policy.lora import LoRA, quantization
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from halos.gpu_check import choices, exactness, optimizers, runs, speed, waits
+from halos.gpu_check import device_choices, exactness, optimizers, runs, speed, waits
 from halos.gpu_check.part import Part
 
 _NUMBERS = "the precision of products (torch.get_float32_matmul_precision), the versions of PyTorch and the driver, and"
@@ -15,11 +15,16 @@ PARTS = (
     Part(name="pieces", check=exactness.pieces, limit=60, look_at=f"{_MODEL}/attention.py"),
     Part(name="padded", check=exactness.padded, limit=60, look_at=f"{_MODEL}/completions.py"),
     Part(name="head_chunks", check=exactness.head_chunks, limit=60, look_at=f"{_MODEL}/chunked_head.py"),
-    Part(name="head_rows", check=choices.head_rows, limit=60, look_at=f"{_MODEL}/head_rows.py; model.head_chunk=512"),
+    Part(
+        name="head_rows",
+        check=device_choices.head_rows,
+        limit=60,
+        look_at=f"{_MODEL}/head_rows.py; model.head_chunk=512",
+    ),
     Part(name="bf16", check=exactness.bf16, limit=60, look_at=f"{_MODEL}/precision.py"),
     Part(name="flex", check=exactness.flex, limit=120, look_at=f"{_MODEL}/flex.py; model.packed_attention=pieces"),
     Part(name="varlen", check=exactness.varlen, limit=60, look_at=f"{_MODEL}/varlen.py; model.packed_attention=pieces"),
-    Part(name="attention", check=choices.attention, limit=240, look_at=f"{_MODEL}/choice.py"),
+    Part(name="attention", check=device_choices.attention, limit=240, look_at=f"{_MODEL}/attention_choice.py"),
     Part(name="liger", check=exactness.liger, limit=90, look_at="halos/policy/kernels/liger.py; model.liger=false"),
     Part(name="selective", check=exactness.selective, limit=60, look_at="halos/policy/checkpointing.py"),
     Part(name="offload", check=exactness.offload, limit=60, look_at="halos/policy/checkpointing.py"),

@@ -73,7 +73,7 @@ class ModelSpec:
         attention: transformers' attention implementation (``sdpa``, ``eager``, ``flash_attention_2``, …). None:
             transformers chooses one that the architecture supports.
         packed_attention: how packed rows attend. ``pieces``: one call of PyTorch's fused attention per piece. ``flex``:
-            one call of FlexAttention for all (CUDA; compiled). ``auto``: :mod:`halos.policy.logprobs.choice`.
+            one call of FlexAttention for all (CUDA; compiled). ``auto``: :mod:`halos.policy.logprobs.attention_choice`.
         gradient_checkpointing: what decoder layers keep for the backward pass: all activations (false), their inputs
             (true, ``offload``), or their inputs and products (``selective``), see :mod:`halos.policy.checkpointing`.
         compile: run the decoder layers through torch.compile (:mod:`halos.policy.logprobs.compiling`).

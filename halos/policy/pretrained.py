@@ -11,7 +11,7 @@ from torch import nn
 from halos.policy.backbone import Backbone
 from halos.policy.kernels.liger import use_liger
 from halos.policy.loading import LoadOptions, ModelSpec
-from halos.policy.logprobs.choice import AUTO, PIECES
+from halos.policy.logprobs.attention_choice import AUTO, PIECES
 from halos.policy.logprobs.compiling import compile_layers
 from halos.policy.logprobs.packed import attend_by
 

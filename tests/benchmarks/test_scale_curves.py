@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from benchmarks import scale_curves
-from halos.data.batches import entries
+from halos.data.batches import reference_entries
 
 
 @pytest.mark.parametrize("part", ["index", "columns", "partners", "order", "plan"])
 def test_each_part_is_measured(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entries, "IN_MEMORY", 500)
+    monkeypatch.setattr(reference_entries, "IN_MEMORY", 500)
     monkeypatch.setattr(scale_curves, "BLOCK", 100)
     monkeypatch.setattr(scale_curves, "LOOKUPS", 10)
     assert scale_curves.PARTS[part](tmp_path, 2000) > 0

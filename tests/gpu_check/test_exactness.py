@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from halos.gpu_check import choices, exactness, optimizers
+from halos.gpu_check import device_choices, exactness, optimizers
 from halos.gpu_check.part import Numbers, Setting, Skipped
 from halos.policy.logprobs import attention
-from halos.policy.logprobs.choice import Heads
+from halos.policy.logprobs.attention_choice import Heads
 from halos.policy.logprobs.flex import ScoreOptions
 
 SETTING = Setting(device="cpu", devices=1, model=None, folder=Path())
@@ -48,21 +48,21 @@ def test_what_needs_a_gpu_is_skipped_with_a_reason(check: Callable[[Setting], Nu
 
 
 def test_what_a_device_chooses_is_reported_and_exact() -> None:
-    numbers = {**choices.attention(SETTING)}
+    numbers = {**device_choices.attention(SETTING)}
     names = [str(numbers.pop(dtype)) for dtype in ("float32", "bf16")]
     assert names == ["pieces (others are tried on CUDA only)"] * 2
     assert 0 < float(numbers["relative error of gradients (float32)"]) < 1e-4
     assert float(numbers["relative error of gradients (bf16)"]) > 1e-4
-    rows = {**choices.head_rows(SETTING)}
+    rows = {**device_choices.head_rows(SETTING)}
     assert (rows.pop("scored tokens of a chunk"), rows.pop("vocabulary")) == (512, 512)
     assert all(0 < error < 1e-4 for error in errors(rows))
 
 
 def test_the_kernel_is_tried_with_the_models_heads() -> None:
-    heads = choices.heads_of(SETTING, torch.bfloat16)
+    heads = device_choices.heads_of(SETTING, torch.bfloat16)
     assert heads == Heads(torch.device("cpu"), torch.bfloat16, 4, 2, 32, ScoreOptions())
-    assert choices.chosen(heads).startswith("pieces (not flex: ")
-    assert ", not varlen: NotImplementedError" in choices.chosen(heads)
+    assert device_choices.chosen(heads).startswith("pieces (not flex: ")
+    assert ", not varlen: NotImplementedError" in device_choices.chosen(heads)
 
 
 def test_a_wrong_scale_of_scores_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

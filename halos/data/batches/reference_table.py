@@ -11,7 +11,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from halos.data.batches.entries import KEY_BYTES
+from halos.data.batches.reference_entries import KEY_BYTES
 from halos.data.rows.token_rows import Row, Span
 
 

@@ -17,7 +17,7 @@ completions a1 a2 a3 and b1 b2, and the later prompt x1 x2 x3 b1 b2 u1 with the 
 Tokens of different trees never see each other, so most scores of a pack are masked out, and computing them would be a
 waste. So a pack is cut into pieces (short trees together, long trees node by node), and attention is called once for
 each piece, with the keys of the pieces that it sees. On CUDA one call can do all pieces
-(:mod:`halos.policy.logprobs.choice`).
+(:mod:`halos.policy.logprobs.attention_choice`).
 
 The model's attention implementation is replaced only during a packed forward. Everything else uses the implementation
 that the model was loaded with: generation, separate rows, the exported config.
@@ -38,7 +38,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from halos.data.batches.packing import Pack
 from halos.policy.checkpointing import recomputed_within
 from halos.policy.kernels.device_types import device_type
-from halos.policy.logprobs.choice import AUTO, FLEX, PIECES, VARLEN, Heads, chosen_attention
+from halos.policy.logprobs.attention_choice import AUTO, FLEX, PIECES, VARLEN, Heads, chosen_attention
 from halos.policy.logprobs.flex import ScoreOptions, block_mask, flex_attend
 from halos.policy.logprobs.precision import product_dtype
 from halos.policy.logprobs.varlen import Sequences, sequences_of, varlen_attend
@@ -59,8 +59,8 @@ class PackedAttention:
         earlier: for each attention module the keys and values [1, heads, P, width] of the earlier nodes that the pack
             continues.
         keep: whether to collect the keys and values that the next pack continues.
-        kernel: ``pieces``, ``flex``, ``varlen``, or ``auto`` for the choice of :mod:`halos.policy.logprobs.choice` on
-            CUDA. With dropout it is ``pieces`` in any case.
+        kernel: ``pieces``, ``flex``, ``varlen``, or ``auto``
+            (:mod:`halos.policy.logprobs.attention_choice`). With dropout it is ``pieces`` in any case.
 
     Attributes:
         kept: the collected keys and values of each attention module, detached.

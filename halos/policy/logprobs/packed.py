@@ -17,7 +17,7 @@ from halos.data.batches.packing import Pack, map_tensors, pack
 from halos.data.rows.token_rows import Row
 from halos.policy.checkpointing import recomputes_within_contexts
 from halos.policy.logprobs.attention import PackedAttention, packed_attention
-from halos.policy.logprobs.choice import AUTO, PIECES
+from halos.policy.logprobs.attention_choice import AUTO, PIECES
 from halos.policy.logprobs.compiling import uncompiled
 from halos.policy.logprobs.head import (
     HeadOptions,

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from halos.caches import PRIVATE, Refused, Seals
-from halos.data.batches.entries import KEY_BYTES, Entries, GrowingEntries
+from halos.data.batches.reference_entries import KEY_BYTES, Entries, GrowingEntries
 from halos.files import atomic_file
 from halos.policy.adapters import effective_state
 from halos.processes.collectives import full_tensor

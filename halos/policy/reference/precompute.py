@@ -22,7 +22,7 @@ from torch import Tensor
 from halos.caches import PRIVATE, Seals
 from halos.data.batches.batch import Batch
 from halos.data.batches.collate import collate
-from halos.data.batches.entries import KEY_BYTES, Entries, GrowingEntries, Serialised
+from halos.data.batches.reference_entries import KEY_BYTES, Entries, GrowingEntries, Serialised
 from halos.data.batches.reference_table import ReferenceTable, completions, keys_of
 from halos.data.rows.token_rows import Row
 from halos.policy.backbone import Backbone

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from halos.data.batches.collate import collate
-from halos.data.batches.entries import Entries
+from halos.data.batches.reference_entries import Entries
 from halos.data.batches.reference_table import ReferenceTable, completions
 from halos.data.rows.token_rows import Row
 from halos.policy.backbone import Backbone

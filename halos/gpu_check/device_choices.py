@@ -8,7 +8,7 @@ import torch
 
 from halos.gpu_check.exactness import check, model_of
 from halos.gpu_check.part import Numbers, Setting, expect
-from halos.policy.logprobs.choice import AUTO, CANDIDATES, Heads, first_exact
+from halos.policy.logprobs.attention_choice import AUTO, CANDIDATES, Heads, first_exact
 from halos.policy.logprobs.flex import ScoreOptions
 from halos.policy.logprobs.head_rows import chunk_rows
 from halos.policy.logprobs.packed import attend_by

@@ -12,9 +12,16 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from halos.data.batches.packing import Pack, map_tensors, pack
-from halos.policy.logprobs import attention, choice, flex, varlen
+from halos.policy.logprobs import attention, attention_choice, flex, varlen
 from halos.policy.logprobs.attention import PackedAttention
-from halos.policy.logprobs.choice import CANDIDATES, Heads, chosen_attention, dense_attention, first_exact, obstacle
+from halos.policy.logprobs.attention_choice import (
+    CANDIDATES,
+    Heads,
+    chosen_attention,
+    dense_attention,
+    first_exact,
+    obstacle,
+)
 from halos.policy.logprobs.flex import ScoreOptions, block_mask, flex_attend
 from tests.policy.logprobs.test_flex import ROWS, visible
 from tests.policy.logprobs.test_varlen import one_by_one
@@ -79,7 +86,7 @@ def test_the_first_exact_kernel_is_chosen() -> None:
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_wrong_kernel_is_refused(attend: choice.Attend, what: str, dtype: torch.dtype) -> None:
+def test_a_wrong_kernel_is_refused(attend: attention_choice.Attend, what: str, dtype: torch.dtype) -> None:
     assert obstacle(exact, heads(dtype=dtype)) is None
     reason = obstacle(attend, heads(dtype=dtype))
     assert reason is not None
@@ -112,7 +119,7 @@ def test_a_window_that_is_one_token_too_wide_is_refused() -> None:
 def test_flex_attention_has_the_outputs_of_all_scores(options: ScoreOptions) -> None:
     options = options._replace(window=options.window and 3)
     for item in pack(ROWS, width=11, mismatched=True):
-        query, key, value = (states.detach() for states in choice._inputs(item, heads(dtype=torch.float64)))
+        query, key, value = (states.detach() for states in attention_choice._inputs(item, heads(dtype=torch.float64)))
         with torch.no_grad():  # PyTorch has no backward pass of it for CPUs
             found = flex_attend(query, key, value, block_mask(item, options.window), options)
         torch.testing.assert_close(found, dense_attention(item, query, key, value, options), rtol=0, atol=1e-12)
@@ -120,7 +127,7 @@ def test_flex_attention_has_the_outputs_of_all_scores(options: ScoreOptions) -> 
 
 def test_the_scores_that_the_trial_compares_with_are_those_of_the_tree() -> None:
     for item in pack(ROWS, width=11, mismatched=True):
-        query, key, value = (states.detach() for states in choice._inputs(item, heads(dtype=torch.float64)))
+        query, key, value = (states.detach() for states in attention_choice._inputs(item, heads(dtype=torch.float64)))
         for head in range(4):
             scores = (query[0, head] @ key[0, head // 2].T) / 4
             for token in (0, len(item.input_ids) // 2, len(item.input_ids) - 1):
@@ -181,7 +188,7 @@ def test_auto_makes_no_trial_on_a_cpu_and_one_on_cuda(monkeypatch: pytest.Monkey
 def test_the_trial_is_made_once_within_a_checkpointed_layer_and_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(choice, "CANDIDATES", {"flex": raises, "varlen": exact})
+    monkeypatch.setattr(attention_choice, "CANDIDATES", {"flex": raises, "varlen": exact})
     chosen_attention.cache_clear()
     runs = []
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from benchmarks.operation_costs import Watch, cause, fault_seconds, overhead, page_faults
 from benchmarks.profiles import total
 from benchmarks.roofline import Product
-from benchmarks.watch import Watch, cause, fault_seconds, overhead, page_faults
 
 
 class Clock:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from halos.data.batches import entries as entries_module
-from halos.data.batches.entries import KEY_BYTES, Entries, GrowingEntries
+from halos.data.batches import reference_entries as entries_module
+from halos.data.batches.reference_entries import KEY_BYTES, Entries, GrowingEntries
 
 
 def entries_of(values: Mapping[bytes, Tensor]) -> Entries:
