@@ -28,7 +28,6 @@ NOT_RUN = {
     "python scripts/train.py -m loss=kto,dpo seed=0,1 hydra/launcher": "needs the extra launchers, and SLURM",
     "python scripts/train.py -m experiment=claims": "runs 25 or more trainings",
     "python -m benchmarks.shared_tokens harmless": "needs a downloaded file; its parts have tests",
-    "python -m benchmarks.scale_curves": "takes many minutes; its parts have tests",
     "from halos.processes.collectives import all_sum": "is a part of a loss's method",
 }
 """Beginnings of blocks that are not run, each with the reason. Their command lines are composed all the same."""
