@@ -11,7 +11,7 @@ devices would exchange maxima, sums and, from each device, a gradient of all sta
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Protocol, cast
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,25 +58,29 @@ class RowShare:
 # devices. Every device gets the whole gradient of the states, so that one is divided by the same number again.
 
 
+class _Context(Protocol):
+    share: RowShare
+
+
 class _Take(Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, share: RowShare) -> Tensor:
+    def forward(ctx: _Context, rows: Tensor, share: RowShare) -> Tensor:
         ctx.share = share
         return share.slice_of(rows).clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor, None]:
         return ctx.share.all_of(gradients[0]) / ctx.share.group.size(), None
 
 
 class _Gather(Function):
     @staticmethod
-    def forward(ctx: Any, results: Tensor, share: RowShare) -> Tensor:
+    def forward(ctx: _Context, results: Tensor, share: RowShare) -> Tensor:
         ctx.share = share
         return share.all_of(results)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor, None]:
         return ctx.share.slice_of(gradients[0]) * ctx.share.group.size(), None
 
 
