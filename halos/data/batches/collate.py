@@ -32,7 +32,7 @@ from halos.data.rows.joint_rows import by_view, places as places_in, sizes_by_vi
 from halos.data.rows.token_rows import Row, graded, group_sizes
 
 PAD = 0
-"""The id of padding. Each id would do: attention is causal and padding on the right, so no scored token attends to it."""
+"""The id of padding. All would do: attention is causal and padding on the right, so no scored token attends to it."""
 
 Members = np.ndarray | Mapping[int, int]
 """The size of each group in the whole data set."""
