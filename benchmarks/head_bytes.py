@@ -1,8 +1,8 @@
-"""``python -m benchmarks.head_bytes``: bytes that the LM head moves for each scored token, beside the least possible.
+"""``python -m benchmarks.head_bytes``: the bytes that the LM head moves for a scored token, next to the least possible.
 
 Each operation of PyTorch counts by what it reads and writes, wherever that lies: the float32 copy of a block of rows
-may never leave a GPU's cache. The counts are those of :mod:`halos.policy.logprobs.chunked_head` on CUDA, with gradients
-of states and weight; a test compares them with the operations that are traced.
+may never leave a GPU's cache. The counts are those of :mod:`halos.policy.logprobs.chunked_head` on CUDA, with
+gradients of states and weight. A test compares them with traced operations.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ class Job:
     """One measurement.
 
     Args:
-        kind: ``train`` is one epoch by ``who``; ``profile`` tells where the time of ours goes, and ``saved``
-            what it keeps for the backward pass; ``cost`` is a point of a cost curve; ``rate`` that of matrix products.
+        kind: ``train`` is one epoch by ``who``. ``profile`` measures where our time goes, and ``saved`` what our
+            forward pass keeps for the backward pass. ``cost`` is a point of a cost curve, and ``rate`` the rate of
+            matrix products.
         who: ``ours`` or one of :data:`PEERS`.
         model, data: a Hugging Face directory and a file of pairs.
         cache: folder of our reference's log-probs, empty for a new one.

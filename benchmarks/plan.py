@@ -13,7 +13,7 @@ from benchmarks.runner import Runner
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The runs that were asked for. ``base`` has the model, the data and the settings of every job."""
+    """The runs of a command. ``base`` has the model, the data and the settings of every job."""
 
     base: Job
     losses: tuple[str, ...]

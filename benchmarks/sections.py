@@ -27,7 +27,7 @@ CURVE = {"hidden": 256, "layers": 4, "prompt": 128, "completion": 64, "per_promp
 
 
 def profile(plan: Plan) -> str:
-    """Where our time goes, with one thread and with all that were asked for."""
+    """Where the time of a step goes, with one thread and with ``--threads`` threads."""
     cases = []
     for case in plan.cases():
         job = replace(case, kind="profile")

@@ -54,7 +54,7 @@ class Made:
 
 
 def data_sets(files: list[str]) -> Iterator[Made]:
-    """The data sets that are made of these files, and those of the toy world."""
+    """Make the data sets from these files and from the toy world."""
     records = list(HHSource(files).train().records)
     tokenizer = tokenizer_of(records)
     longer = [record for record in records if len(messages_of(record.prompt)) > 1]

@@ -113,7 +113,7 @@ def train(made: Any) -> tuple[list[float], float]:
 
 @contextmanager
 def patched(who: str) -> Iterator[None]:
-    """Within, TRL's trainers are those of the contestant.
+    """Within this context, TRL's trainers are patched for the contestant.
 
     ``trl_lean`` leaves out entropy, mean logits and accuracy, which TRL computes in every step for its log; the log
     then has other numbers in their place. ``trl_best`` also scores only the tokens of completions, as TRL itself does

@@ -11,8 +11,7 @@ from halos.optim import AdamW, BitsAndBytesAdamW
 
 def adamw(setting: Setting) -> Numbers:
     """Ten steps of the fused AdamW on the device, against the loop over weights in float64."""
-    change, wanted = _steps(AdamW(lr=1e-3), setting, torch.float32), _steps(AdamW(lr=1e-3), None, torch.float64)
-    error = float((change - wanted).norm() / wanted.norm())
+    error = _error(AdamW(lr=1e-3), setting)
     expect(error < 1e-4, "weights that move as in float64 to 1e-4", error)
     return {"relative error of the move": error}
 
@@ -21,11 +20,15 @@ def adamw_8bit(setting: Setting) -> Numbers:
     """Ten steps of bitsandbytes' 8-bit AdamW, against AdamW in float64."""
     need_gpu(setting, "8-bit optimizers are for CUDA")
     need_package("bitsandbytes", "bnb")
-    change = _steps(BitsAndBytesAdamW(lr=1e-3, bits=8), setting, torch.float32)
-    wanted = _steps(AdamW(lr=1e-3), None, torch.float64)
-    error = float((change - wanted).norm() / wanted.norm())
+    error = _error(BitsAndBytesAdamW(lr=1e-3, bits=8), setting)
     expect(error < 0.1, "weights that move as by AdamW to 10 %", error)
     return {"relative error of the move": error}
+
+
+def _error(optim: AdamW, setting: Setting) -> float:
+    """The error of the move of a weight, relative to its move by AdamW in float64 on the CPU."""
+    change, wanted = _steps(optim, setting, torch.float32), _steps(AdamW(lr=1e-3), None, torch.float64)
+    return float((change - wanted).norm() / wanted.norm())
 
 
 def _steps(optim: AdamW, setting: Setting | None, dtype: torch.dtype) -> Tensor:

@@ -98,6 +98,6 @@ def load_backbone(
 
 def _packed_attention(spec: ModelSpec, sharding: ModelSharding | None) -> str:
     # Where FlexAttention is refused, auto makes no choice either.
-    divided = getattr(sharding, "tensor_mesh", None) is not None
+    divided = sharding is not None and sharding.tensor_group is not None
     without_choice = spec.compile or spec.gradient_checkpointing == "selective" or divided
     return PIECES if spec.packed_attention == AUTO and without_choice else spec.packed_attention

@@ -38,6 +38,6 @@ def test_divided_heads_are_attended_to_piece_by_piece(mesh: object, kernel: str,
     spec = ModelSpec(path=str(tiny.save(tmp_path)))
 
     def shard(backbone: Any) -> None:
-        backbone.sharding = SimpleNamespace(tensor_mesh=mesh)
+        backbone.sharding = SimpleNamespace(tensor_group=mesh)
 
     assert attends_by(load_backbone(spec, LoadOptions(), shard=shard).policy) == kernel

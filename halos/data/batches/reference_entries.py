@@ -32,11 +32,6 @@ Serialised = tuple[np.ndarray, np.ndarray, np.ndarray]
 class Entries(Mapping[bytes, Tensor]):
     """Log-probs by key. An entry takes 40 bytes besides its values; in a dict of tensors it would take 500.
 
-    Args:
-        words: see below.
-        places: see below.
-        parts: see below.
-
     Attributes:
         words: the first and the second halves of the n keys [2, n] uint64, sorted by key. Each half is contiguous,
             because a search would otherwise copy it.

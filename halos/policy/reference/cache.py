@@ -84,8 +84,9 @@ class ReferenceCache:
         entries, seals = GrowingEntries(self.root), list[str]()
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
-                entries.add(self.read_part(path))
-                seals.append(_metadata(path)["checksum"])
+                part, seal = self._read_sealed(path)
+                entries.add(part)
+                seals.append(seal)
             except UNREADABLE as error:
                 level = logging.WARNING if self.seals.private else logging.INFO
                 log.log(level, "cached reference log-probs in %s are refused and computed again: %s", path, error)
@@ -123,25 +124,24 @@ class ReferenceCache:
             ValueError: the part is of another model or version, its checksum does not fit, or another user could have
                 written it. A part that is cut off raises safetensors' own error.
         """
+        return self._read_sealed(path)[0]
+
+    def _read_sealed(self, path: Path) -> tuple[Entries, str]:
         self.seals.check_owner(path.parent.parent, path.parent, path)
-        metadata = _metadata(path)
-        if (metadata.get("format"), metadata.get("model")) != (FORMAT, self.model):
-            raise ValueError("it is of another model or version")
         with safe_open(path, framework="pt") as file:
+            metadata: Mapping[str, str] = file.metadata() or {}
+            if (metadata.get("format"), metadata.get("model")) != (FORMAT, self.model):
+                raise ValueError("it is of another model or version")
             tensors = {name: file.get_tensor(name) for name in ("keys", "lengths")}
         tensors["logprobs"] = _mapped(path, "logprobs")
         self.seals.check(metadata.get("checksum"), self._sealed_text(tensors))
         if int(tensors["lengths"].sum()) != len(tensors["logprobs"]):
             raise ValueError("its lengths are not those of its log-probs")
-        return Entries.of(tensors["keys"].numpy(), tensors["lengths"].numpy(), tensors["logprobs"])
+        entries = Entries.of(tensors["keys"].numpy(), tensors["lengths"].numpy(), tensors["logprobs"])
+        return entries, metadata["checksum"]
 
     def _sealed_text(self, tensors: Mapping[str, Tensor]) -> str:
         return f"{FORMAT} {self.model} {_checksum(tensors)}"
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
 
 
 def _mapped(path: Path, name: str) -> Tensor:
